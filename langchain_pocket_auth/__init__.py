@@ -1,0 +1,118 @@
+"""LangChain and LangGraph agents that act for their end users."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._catalog import AuthProvider, Client, Provider
+    from ._errors import (
+        AuthorizationRefused,
+        AuthorizationRequired,
+        CallbackRefused,
+        CallbackServerError,
+        ConfigurationError,
+        CredentialUnreadable,
+        FutureNotFound,
+        GateRequired,
+        GrantRevoked,
+        MissingClient,
+        OwnerUnknown,
+        PocketAuthError,
+        ProviderError,
+        ProviderUnavailable,
+        RedactedContext,
+        ScopeWithheld,
+        StorageError,
+        StorageUnavailable,
+        TokenRequestError,
+        UnknownProvider,
+    )
+    from ._futures import FutureData, FutureStore
+    from ._models import (
+        AuthContext,
+        AuthenticateRequest,
+        AuthenticateResponse,
+        AuthState,
+        Owner,
+    )
+    from ._owner import RunInfo, by_thread, from_configurable
+    from ._pocket import PocketAuth
+    from ._resume import PendingAuthorization, pending_authorizations, resume
+    from ._tools import InjectedAuth, current_auth
+    from .handlers import AuthHandlerInterface, OAuth2Context, OAuth2Handler
+    from .handlers import OAuth2Request as OAuth2Request
+
+_HOMES = {
+    "_catalog": "AuthProvider Client Provider",
+    "_errors": (
+        "AuthorizationRefused AuthorizationRequired CallbackRefused "
+        "CallbackServerError ConfigurationError CredentialUnreadable FutureNotFound "
+        "GateRequired GrantRevoked MissingClient OwnerUnknown PocketAuthError "
+        "ProviderError ProviderUnavailable RedactedContext ScopeWithheld "
+        "StorageError StorageUnavailable TokenRequestError UnknownProvider"
+    ),
+    "_futures": "FutureData FutureStore",
+    "_models": ("AuthContext AuthState AuthenticateRequest AuthenticateResponse Owner"),
+    "_owner": "RunInfo by_thread from_configurable",
+    "_pocket": "PocketAuth",
+    "_resume": "PendingAuthorization pending_authorizations resume",
+    "_tools": "InjectedAuth current_auth",
+    "handlers": "AuthHandlerInterface OAuth2Context OAuth2Handler OAuth2Request",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "AuthContext",
+    "AuthHandlerInterface",
+    "AuthProvider",
+    "AuthState",
+    "AuthenticateRequest",
+    "AuthenticateResponse",
+    "AuthorizationRefused",
+    "AuthorizationRequired",
+    "CallbackRefused",
+    "CallbackServerError",
+    "Client",
+    "ConfigurationError",
+    "CredentialUnreadable",
+    "FutureData",
+    "FutureNotFound",
+    "FutureStore",
+    "GateRequired",
+    "GrantRevoked",
+    "InjectedAuth",
+    "MissingClient",
+    "OAuth2Context",
+    "OAuth2Handler",
+    "OAuth2Request",
+    "Owner",
+    "OwnerUnknown",
+    "PendingAuthorization",
+    "PocketAuth",
+    "PocketAuthError",
+    "Provider",
+    "ProviderError",
+    "ProviderUnavailable",
+    "RedactedContext",
+    "RunInfo",
+    "ScopeWithheld",
+    "StorageError",
+    "StorageUnavailable",
+    "TokenRequestError",
+    "UnknownProvider",
+    "by_thread",
+    "current_auth",
+    "from_configurable",
+    "pending_authorizations",
+    "resume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package costs next to nothing; its parts come when first used.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

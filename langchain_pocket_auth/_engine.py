@@ -1,0 +1,474 @@
+"""The state machine: check, prepare, authenticate, and what a callback brings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ._attempts import CAS_TRIES, Attempts
+from ._errors import (
+    AuthorizationRefused,
+    AuthorizationRequired,
+    PocketAuthError,
+    ScopeWithheld,
+    StorageError,
+)
+from ._models import (
+    AuthenticateRequest,
+    AuthState,
+    Consent,
+    Outcome,
+    Owner,
+    Requirement,
+    SessionKey,
+)
+from ._refresh import Refresher, advisory_at, usable
+from ._registry import Registry
+from ._vault import (
+    Future,
+    Pauses,
+    Pointer,
+    Session,
+    Shelf,
+    Stored,
+    Typed,
+    Vault,
+    entry_key,
+    ticket_key,
+)
+from .handlers import AuthHandlerInterface
+
+logger = logging.getLogger(__name__)
+
+MAX_TURNS = 50  # turns that one future remembers
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a requirement stands: its state and what was read to find it."""
+
+    state: AuthState
+    handler: AuthHandlerInterface
+    request: AuthenticateRequest
+    key: SessionKey
+    session: Stored[Session] | None
+    future: Stored[Future] | None
+    missing: tuple[str, ...]
+
+
+class Engine:
+    """
+    Decides and keeps. Runs on one event loop; knows no LangChain, HTTP or SQL.
+
+    Args:
+        vault: Where everything is kept.
+        registry: Which handlers there are.
+        base_url: Where connect links and callbacks live.
+        listen: Awaited before a link is given out.
+        future_ttl: How long a connect link lives.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        registry: Registry,
+        *,
+        base_url: str,
+        listen: Callable[[], Awaitable[None]],
+        future_ttl: timedelta,
+        changed: Callable[[Owner], None] = lambda _: None,
+    ) -> None:
+        self.vault, self.registry = vault, registry
+        self._base_url, self._listen, self._future_ttl = base_url, listen, future_ttl
+        self._changed = changed
+        self._refresher = Refresher(vault)
+        self.attempts = Attempts(vault, registry, changed)
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.attempts.close()
+        await self.vault.close()
+
+    # ---------------------------------------------------------------------- check
+
+    async def standing(
+        self,
+        owner: Owner,
+        requirement: Requirement,
+        request: AuthenticateRequest | None = None,
+    ) -> Standing:
+        """Read everything of the owner once, and decide."""
+        return self._decide(await self.vault.shelf(owner), owner, requirement, request)
+
+    def _decide(
+        self,
+        shelf: Shelf,
+        owner: Owner,
+        requirement: Requirement,
+        request: AuthenticateRequest | None,
+    ) -> Standing:
+        first: Standing | None = None
+        for handler in self.registry.candidates(requirement):
+            asked = request or handler.make_request(list(requirement.scopes))
+            key = SessionKey(
+                owner, requirement.provider, requirement.profile, handler.connection()
+            )
+            standing = self._decide_one(shelf, key, handler, asked, requirement)
+            if standing.state in {AuthState.SKIP_AUTH, AuthState.DO_REFRESH}:
+                return standing
+            # Ask where there is a session to widen, else at the default handler.
+            if first is None or (first.session is None and standing.session):
+                first = standing
+        assert first is not None  # noqa: S101 - candidates() is never empty
+        return first
+
+    def _decide_one(
+        self,
+        shelf: Shelf,
+        key: SessionKey,
+        handler: AuthHandlerInterface,
+        request: AuthenticateRequest,
+        requirement: Requirement,
+    ) -> Standing:
+        stored = shelf.get(Session, key)
+        future = shelf.get(Future, key)
+        needed = requirement.scopes
+        missing = tuple(needed)
+        if stored is not None:
+            missing = tuple(handler.missing_scopes(stored.entry.scopes, needed))
+            state = usable(stored.entry, handler, request, self.vault.now())
+            if not missing and state is not None:
+                return Standing(state, handler, request, key, stored, future, ())
+        state = AuthState.DO_AUTH if stored else AuthState.NO_SESSION
+        if future is not None and self._is_open(future.entry):
+            if future.entry.resolved:
+                state = AuthState.RESOLVED
+            elif not handler.missing_scopes(future.entry.scopes, needed):
+                state = AuthState.PENDING_RESOLVE
+        return Standing(state, handler, request, key, stored, future, missing)
+
+    def _is_open(self, future: Future) -> bool:
+        return future.status == "pending" and self.vault.now() < future.expires_at
+
+    # -------------------------------------------------------------------- prepare
+
+    async def prepare(
+        self,
+        owner: Owner,
+        requirement: Requirement,
+        *,
+        request: AuthenticateRequest | None = None,
+        turn: str | None = None,
+        tools: Iterable[str] = (),
+    ) -> Consent | None:
+        """
+        Return the consent to wait for; `None` if none is needed.
+
+        However often it is called there is one future, and so one link, per
+        session key; more scopes widen it.
+
+        Raises:
+            ConfigurationError: A setting is wrong; no link was made.
+        """
+        for _ in range(CAS_TRIES):
+            standing = await self.standing(owner, requirement, request)
+            if standing.state in {
+                AuthState.SKIP_AUTH,
+                AuthState.DO_REFRESH,
+                AuthState.RESOLVED,
+            }:
+                return None
+            await self._listen()
+            old = standing.future
+            if old is not None and self._is_open(old.entry):
+                saved = await self._widen(old, standing, requirement, turn, tools)
+            else:
+                saved = await self._ask(old, standing, requirement, turn, tools)
+            if saved is not None:
+                return self._consent(saved, standing)
+        raise StorageError("a future could not be saved: too many writers")
+
+    async def _ask(
+        self,
+        old: Stored[Future] | None,
+        standing: Standing,
+        requirement: Requirement,
+        turn: str | None,
+        tools: Iterable[str],
+    ) -> Stored[Future] | None:
+        key, scopes = standing.key, self._scopes_to_ask(standing, requirement)
+        future = Future(
+            id=secrets.token_urlsafe(16),
+            ticket=secrets.token_urlsafe(32),
+            handler=standing.handler.name,
+            owner_id=key.owner.id,
+            scopes=scopes,
+            needed=list(requirement.scopes),
+            state="DO_AUTH" if standing.session else "NO_SESSION",
+            request=self._sealed_request(standing.request, scopes),
+            turns=[turn] if turn else [],
+            tools=sorted(tools),
+            expires_at=self.vault.now() + self._future_ttl,
+        )
+        pointer = Pointer(
+            owner=(key.owner.kind, key.owner.id),
+            provider=key.provider,
+            profile=key.profile,
+            connection=key.connection,
+        )
+        # The pointer first: a link that leads nowhere must never be given out.
+        await self.vault.create(ticket_key(future.ticket), pointer, self._future_ttl)
+        place, ttl = entry_key(Future, key), self._future_ttl
+        if old is None:
+            saved = await self.vault.create(place, future, ttl)
+        else:
+            saved = await self.vault.replace(old, future, ttl)
+        if saved is None:
+            await self.vault.discard(ticket_key(future.ticket))
+        return saved
+
+    async def _widen(
+        self,
+        old: Stored[Future],
+        standing: Standing,
+        requirement: Requirement,
+        turn: str | None,
+        tools: Iterable[str],
+    ) -> Stored[Future] | None:
+        entry = old.entry
+        scopes = list(
+            dict.fromkeys([*entry.scopes, *self._scopes_to_ask(standing, requirement)])
+        )
+        wider = entry.model_copy(
+            update={
+                "scopes": scopes,
+                "needed": list(dict.fromkeys([*entry.needed, *requirement.scopes])),
+                "turns": _with(entry.turns, turn),
+                "tools": sorted({*entry.tools, *tools}),
+            }
+        )
+        if wider == entry:
+            return old
+        if scopes != entry.scopes:
+            wider.request = self._sealed_request(standing.request, scopes)
+        return await self.vault.replace(old, wider, entry.expires_at - self.vault.now())
+
+    @staticmethod
+    def _scopes_to_ask(standing: Standing, requirement: Requirement) -> list[str]:
+        granted = standing.session.entry.scopes if standing.session else []
+        wanted = requirement.scopes or sorted(standing.handler.recommended_scopes())
+        return list(dict.fromkeys([*granted, *wanted]))
+
+    @staticmethod
+    def _sealed_request(request: AuthenticateRequest, scopes: list[str]) -> Typed:
+        return Typed.of(request.model_copy(update={"auth_scopes": scopes}))
+
+    def _consent(self, stored: Stored[Future], standing: Standing) -> Consent:
+        future = stored.entry
+        return Consent(
+            key=future.id,
+            url=f"{self._base_url}/connect/{future.ticket}",
+            expires_at=future.expires_at,
+            state=standing.state,
+            provider=standing.key.provider,
+            display_name=self.registry.label(standing.key.provider),
+            handler=future.handler,
+            profile=standing.key.profile,
+            scopes=tuple(future.scopes),
+            missing_scopes=standing.missing,
+            upgrade=standing.session is not None,
+        )
+
+    # --------------------------------------------------------------- authenticate
+
+    async def authenticate(
+        self,
+        owner: Owner,
+        requirement: Requirement,
+        *,
+        request: AuthenticateRequest | None = None,
+        timeout_s: float = 300.0,
+    ) -> Stored[Session]:
+        """
+        Return the session, fresh; waits while a connect link is out.
+
+        Raises:
+            AuthorizationRequired: Nothing was prepared, or the person did not
+                finish within *timeout_s* seconds.
+            AuthorizationRefused: The person said no.
+            ProviderUnavailable: The token is over and cannot be renewed now.
+        """
+        end = asyncio.get_running_loop().time() + timeout_s
+        awaited: str | None = None
+        while True:
+            standing = await self.standing(owner, requirement, request)
+            if standing.state is AuthState.SKIP_AUTH and standing.session:
+                self._renew_in_passing(standing)
+                return standing.session
+            if standing.state is AuthState.DO_REFRESH:
+                if renewed := await self._renew(standing):
+                    return renewed
+                continue
+            future = standing.future
+            if (
+                standing.state is AuthState.RESOLVED
+                and future
+                and future.entry.resolved
+            ):
+                await self.attempts.finish(future.entry.resolved)
+                continue
+            left = end - asyncio.get_running_loop().time()
+            if standing.state is AuthState.PENDING_RESOLVE and future and left > 0:
+                awaited = future.entry.id
+                await self.attempts.wait(awaited, left)
+                continue
+            if (
+                future
+                and awaited == future.entry.id
+                and future.entry.status == "denied"
+            ):
+                raise declined(self.registry.label(requirement.provider))
+            raise AuthorizationRequired(
+                f"{requirement.provider}: not connected ({standing.state.name}); "
+                "call prepare and let the person open the link",
+                provider=requirement.provider,
+                scopes=standing.missing,
+            )
+
+    async def _renew(self, standing: Standing) -> Stored[Session] | None:
+        renewed = await self._refresher.renew(standing.key, standing.handler)
+        self._changed(standing.key.owner)
+        if renewed is None or renewed.entry.needs_consent:
+            return None
+        return renewed
+
+    def _renew_in_passing(self, standing: Standing) -> None:
+        session, handler = standing.session, standing.handler
+        if session is None or session.entry.needs_consent:
+            return
+        context = session.entry.auth_context()
+        due = advisory_at(session.entry, context)
+        if due and self.vault.now() >= due and handler.can_refresh(context):
+            task = asyncio.ensure_future(self._renew_early(standing))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _renew_early(self, standing: Standing) -> None:
+        with suppress(PocketAuthError):
+            await self._refresher.renew(standing.key, standing.handler, early=True)
+        self._changed(standing.key.owner)
+
+    # ----------------------------------------------------------------- agent side
+
+    async def settle(
+        self, owner: Owner, outcome: Outcome, *, turn: str, ask: bool
+    ) -> Stored[Session] | None:
+        """
+        Bring a turn's requirement to its outcome, which is written into *outcome*.
+
+        Returns the session when the requirement is met. With `ask=False` a missing
+        session is left as neither consent nor refusal.
+        """
+        requirement = outcome.requirement
+        standing = await self.standing(owner, requirement)
+        if standing.state is AuthState.RESOLVED and standing.future:
+            await self.attempts.finish(standing.future.entry.resolved or "")
+            standing = await self.standing(owner, requirement)
+        if standing.state is AuthState.DO_REFRESH:
+            renewed = await self._renew(standing)
+            standing = await self.standing(owner, requirement)
+            if renewed is not None:
+                return renewed
+        if standing.state is AuthState.SKIP_AUTH and standing.session:
+            self._renew_in_passing(standing)
+            return standing.session
+        future = standing.future.entry if standing.future else None
+        label = self.registry.label(requirement.provider)
+        if future and turn in future.turns and future.status == "denied":
+            outcome.refusal = declined(label)
+        elif future and turn in future.turns and future.status == "done":
+            outcome.refusal = ScopeWithheld(
+                f"The user connected {label} but did not grant: "
+                f"{', '.join(standing.missing) or 'what is needed'}."
+            )
+        elif ask:
+            outcome.consent = await self.prepare(
+                owner, requirement, turn=turn, tools=outcome.tools
+            )
+        return None
+
+    async def pauses(self, task: str) -> Stored[Pauses] | None:
+        """Return how often guarded calls of a task have paused."""
+        return await self.vault.get(Pauses, ("pauses", task))
+
+    async def count_pause(self, task: str, ordinal: int, count: int) -> None:
+        """Write down how often the guarded call *ordinal* of a task has paused."""
+        for _ in range(CAS_TRIES):
+            old = await self.pauses(task)
+            counts = dict(old.entry.counts) if old else {}
+            counts[str(ordinal)] = count
+            entry = Pauses(counts=counts)
+            key = ("pauses", task)
+            if await (
+                self.vault.replace(old, entry) if old else self.vault.create(key, entry)
+            ):
+                return
+        raise StorageError("a pause could not be counted: too many writers")
+
+    async def forget_pauses(self, task: str) -> None:
+        """Forget a task that is over."""
+        await self.vault.discard(("pauses", task))
+
+    # ----------------------------------------------------------------- connections
+
+    async def delete(
+        self, owner: Owner, provider: str, profile: str, handler: str | None
+    ) -> bool:
+        """Delete sessions, here at once, at the provider as far as it can be."""
+        requirement = Requirement(provider, handler=handler, profile=profile)
+        shelf = await self.vault.shelf(owner)
+        found = False
+        for candidate in self.registry.candidates(requirement):
+            key = SessionKey(owner, provider, profile, candidate.connection())
+            await self.vault.discard(entry_key(Future, key))
+            stored = shelf.get(Session, key)
+            if stored is None:
+                continue
+            await self.vault.discard(stored.key)
+            self._changed(owner)
+            found = True
+            try:
+                request = candidate.make_request(list(stored.entry.scopes))
+                await candidate.revoke(request, stored.entry.auth_context())
+            except Exception as error:  # noqa: BLE001 - best effort, it is gone here
+                logger.warning(
+                    "%s: not revoked: %s", candidate.name, type(error).__name__
+                )
+        return found
+
+    async def sessions(self, owner: Owner) -> list[tuple[SessionKey, Stored[Session]]]:
+        """Return all sessions of an owner."""
+        shelf = await self.vault.shelf(owner)
+        found = [(key, shelf.get(Session, key)) for key in shelf.keys(Session)]
+        return [(key, stored) for key, stored in found if stored is not None]
+
+
+def declined(label: str) -> AuthorizationRefused:
+    """Return what a tool is told when the person said no."""
+    return AuthorizationRefused(f"The user declined to connect {label}.")
+
+
+def _with(turns: list[str], turn: str | None) -> list[str]:
+    if turn is None or turn in turns:
+        return turns
+    return [*turns, turn][-MAX_TURNS:]

@@ -1,0 +1,125 @@
+"""The one place that talks HTTP to providers: bounded, without redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from ._errors import ConfigurationError, ProviderUnavailable
+
+TIMEOUT_S = 10.0
+MAX_BODY_BYTES = 1 << 20  # a token answer is a few KiB
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+# RFC 9110 section 15: these say "later", whatever the body says.
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Answer:
+    """A provider's answer; no repr, because the body holds tokens."""
+
+    status: int
+    body: bytes
+    retry_after_s: float | None
+
+    def json(self) -> Any:
+        """Return the body as JSON, or `None` when it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+class Http:
+    """
+    A shared client of one event loop.
+
+    Redirects are not followed: a token request would re-post its secrets to
+    the new place. Bodies are cut at 1 MiB, and an answer takes 10 s at most.
+    """
+
+    def __init__(self) -> None:
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def post(
+        self,
+        url: str,
+        *,
+        provider: str,
+        data: Mapping[str, str],
+        as_json: bool = False,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+    ) -> Answer:
+        """
+        Post a form, or JSON.
+
+        Raises:
+            ProviderUnavailable: No answer, or one that says "later".
+        """
+        client, loop = self._client, asyncio.get_running_loop()
+        if client is None or self._loop is not loop:  # first use, or a forked child
+            client = self._client = httpx.AsyncClient(
+                timeout=TIMEOUT_S, follow_redirects=False
+            )
+            self._loop = loop
+        body: dict[str, Any] = {"json" if as_json else "data": dict(data)}
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                client.stream("POST", url, headers=headers, auth=auth, **body) as reply,
+            ):
+                received = bytearray()
+                async for part in reply.aiter_bytes():
+                    received += part
+                    if len(received) > MAX_BODY_BYTES:
+                        raise ProviderUnavailable(
+                            f"{provider}: the answer is larger than 1 MiB",
+                            provider=provider,
+                        )
+        except (httpx.HTTPError, httpx.StreamError, TimeoutError, OSError) as error:
+            # `from None`: the original holds the request, and with it secrets.
+            raise ProviderUnavailable(
+                f"{provider}: no answer from {urlsplit(url).hostname}"
+                f" ({type(error).__name__})",
+                provider=provider,
+                lost=True,
+            ) from None
+        return Answer(reply.status_code, bytes(received), _retry_after(reply.headers))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    # RFC 9110 section 10.2.3; the date form is rare and read as "unknown".
+    value = headers.get("retry-after", "")
+    return min(float(value), 3600.0) if value.isdigit() else None
+
+
+def secure_url(url: str, what: str) -> str:
+    """
+    Return *url* if a secret may go there: https, or http to this machine.
+
+    Raises:
+        ConfigurationError: It may not.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return url
+    if parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS:
+        return url
+    raise ConfigurationError(
+        f"{what} must be an https URL (http only to this machine), not "
+        f"{parts.scheme or 'no scheme'}://{parts.hostname or ''}"
+    )

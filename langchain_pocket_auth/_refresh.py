@@ -1,0 +1,272 @@
+"""Renewing sessions: one token request per expiry, whoever asks, wherever it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from datetime import datetime, timedelta
+
+from ._errors import (
+    ConfigurationError,
+    GrantRevoked,
+    ProviderUnavailable,
+    StorageUnavailable,
+)
+from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
+from ._registry import provider_id
+from ._vault import Session, Stored, Typed, Vault, entry_key
+from .handlers import AuthHandlerInterface
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = timedelta(seconds=20)
+LEASE = timedelta(seconds=30)  # longer than a request with its one repetition
+COOLDOWN = timedelta(seconds=30)  # after a transient failure, per session
+MAX_COOLDOWN = timedelta(seconds=60)
+MAX_FAILURES = 3  # refusals nobody can interpret, before consent is asked for
+
+
+def mandatory_at(session: Session, context: AuthContext) -> datetime | None:
+    """From when on the token must not be used without trying to renew it."""
+    return _before_expiry(session, context, timedelta(minutes=1), 0.2)
+
+
+def advisory_at(session: Session, context: AuthContext) -> datetime | None:
+    """From when on the token is renewed in passing, while it is still handed out."""
+    return _before_expiry(session, context, timedelta(minutes=5), 0.5)
+
+
+def _before_expiry(
+    session: Session, context: AuthContext, most: timedelta, share: float
+) -> datetime | None:
+    if context.expires_at is None:
+        return None
+    lifetime = max(context.expires_at - session.obtained_at, timedelta())
+    return context.expires_at - min(most, share * lifetime)
+
+
+def usable(
+    session: Session,
+    handler: AuthHandlerInterface,
+    request: AuthenticateRequest,
+    now: datetime,
+) -> AuthState | None:
+    """Return SKIP_AUTH or DO_REFRESH, or `None` if consent is needed again."""
+    if session.client_id != getattr(request, "client_id", None):
+        return None  # the app's registration has changed
+    context = session.auth_context()
+    due = mandatory_at(session, context)
+    if due is None or now < due:
+        return AuthState.SKIP_AUTH
+    if not session.needs_consent and handler.can_refresh(context):
+        return AuthState.DO_REFRESH
+    # Cannot be renewed, but is good until its last second.
+    over = context.expires_at is not None and now >= context.expires_at
+    return None if over else AuthState.SKIP_AUTH
+
+
+class Refresher:
+    """
+    Renews sessions under a lease in the record; saves by compare-and-swap.
+
+    Nothing is held open during the token request. Callers of one process share
+    one task; between processes the lease decides.
+    """
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._running: dict[
+            tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
+        ] = {}
+        self._cooldown: dict[SessionKey, datetime] = {}
+
+    async def renew(
+        self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool = False
+    ) -> Stored[Session] | None:
+        """
+        Return the session, renewed if its time has come; `None` if it is gone.
+
+        A session that cannot be renewed comes back with `needs_consent`.
+
+        Args:
+            key: Which session.
+            handler: The handler that it came from.
+            early: Renew in the advisory window already.
+
+        Raises:
+            ProviderUnavailable: The token is over and there is no new one now.
+            ConfigurationError: The provider does not accept the app.
+        """
+        task = self._running.get((key, early))
+        if task is None:
+            task = asyncio.ensure_future(self._renew(key, handler, early=early))
+            self._running[key, early] = task
+            task.add_done_callback(lambda _: self._running.pop((key, early), None))
+            # Nobody may be waiting when a renewal in passing fails.
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        # A caller who is cancelled does not end the renewal for the others.
+        return await asyncio.shield(task)
+
+    async def _renew(
+        self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool
+    ) -> Stored[Session] | None:
+        holder = secrets.token_hex(8)
+        deadline = self._vault.now() + 2 * LEASE
+        while True:
+            stored = await self._vault.get(Session, entry_key(Session, key))
+            if stored is None or stored.entry.needs_consent:
+                return stored
+            context = stored.entry.auth_context()
+            due = (advisory_at if early else mandatory_at)(stored.entry, context)
+            now = self._vault.now()
+            if due is None or now < due:
+                return stored
+            if (until := self._cooldown.get(key)) and now < until:
+                return self._old(stored, context, key, None)
+            if await self._vault.lease(stored, holder, LEASE):
+                try:
+                    done = await self._request(key, handler, stored, context)
+                finally:
+                    await asyncio.shield(self._vault.free(stored, holder))
+                if done is not False:
+                    return done
+            elif early or now > deadline:
+                return self._old(stored, context, key, None)
+            await asyncio.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter
+
+    async def _request(
+        self,
+        key: SessionKey,
+        handler: AuthHandlerInterface,
+        stored: Stored[Session],
+        context: AuthContext,
+    ) -> Stored[Session] | bool | None:
+        sent = self._vault.now()
+        try:
+            new = await self._refreshed(handler, stored.entry, context)
+        except GrantRevoked as error:
+            logger.info("%s: grant of %s is over", handler.name, key.connection)
+            return await self._needs_consent(stored, str(error))
+        except ProviderUnavailable as error:
+            return self._old(stored, context, key, error)
+        except ConfigurationError as error:
+            # Our registration is wrong: this is nobody's session's fault.
+            logger.error("%s: %s", handler.name, error)  # noqa: TRY400
+            if context.expires_at and self._vault.now() < context.expires_at:
+                return stored
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises
+            # Not the text: a third party's may hold the token.
+            logger.warning(
+                "%s: refresh failed with %s", handler.name, type(error).__name__
+            )
+            return await self._failed(key, handler, stored, context)
+        session = Session(
+            context=Typed.of(new),
+            scopes=stored.entry.scopes if new.scopes is None else new.scopes,
+            client_id=stored.entry.client_id,
+            obtained_at=sent,
+        )
+        self._cooldown.pop(key, None)
+        if saved := await self._save(stored, session):
+            return saved
+        current = await self._vault.get(Session, stored.key)
+        if current is None:
+            # Disconnected meanwhile: it does not come back, the new grant is returned.
+            await self._give_back(handler, stored.entry, new)
+        return current
+
+    @staticmethod
+    async def _refreshed(
+        handler: AuthHandlerInterface, session: Session, context: AuthContext
+    ) -> AuthContext:
+        request = handler.make_request(list(session.scopes))
+        for again in (True, False):
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                    return await handler.refresh(auth_req=request, context=context)
+            except TimeoutError:
+                raise ProviderUnavailable(
+                    f"{handler.name}: no answer to a refresh in time",
+                    provider=provider_id(handler),
+                ) from None
+            except ProviderUnavailable as error:
+                # The answer was lost: the server may have rotated already, and one
+                # that allows for that does so within seconds only.
+                if not (again and error.lost):
+                    raise
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    async def _save(
+        self, stored: Stored[Session], session: Session
+    ) -> Stored[Session] | None:
+        # The old refresh token is spent: do not lose the new one to a short outage.
+        for pause_s in (0.1, 0.3, 1.0, 3.0):
+            try:
+                return await self._vault.replace(stored, session)
+            except StorageUnavailable:
+                logger.critical("a refreshed token could not be saved yet; retrying")
+                await asyncio.sleep(pause_s)
+        return await self._vault.replace(stored, session)
+
+    async def _failed(
+        self,
+        key: SessionKey,
+        handler: AuthHandlerInterface,
+        stored: Stored[Session],
+        context: AuthContext,
+    ) -> Stored[Session] | bool:
+        failures = stored.entry.failures + 1
+        if failures >= MAX_FAILURES:
+            return await self._needs_consent(
+                stored, f"{handler.name} could not be renewed {failures} times"
+            )
+        counted = stored.entry.model_copy(update={"failures": failures})
+        saved = await self._vault.replace(stored, counted)
+        error = ProviderUnavailable(
+            f"{handler.name} could not be renewed", provider=provider_id(handler)
+        )
+        return False if saved is None else self._old(saved, context, key, error)
+
+    async def _needs_consent(
+        self, stored: Stored[Session], why: str
+    ) -> Stored[Session] | bool:
+        # By compare-and-swap: if someone else renewed it meanwhile, look again.
+        marked = stored.entry.model_copy(update={"needs_consent": why})
+        return await self._vault.replace(stored, marked) or False
+
+    def _old(
+        self,
+        stored: Stored[Session],
+        context: AuthContext,
+        key: SessionKey,
+        error: ProviderUnavailable | None,
+    ) -> Stored[Session]:
+        """Hand out the old token as long as it is valid."""
+        now = self._vault.now()
+        if error is not None:
+            lifetime = (context.expires_at or now) - stored.entry.obtained_at
+            wanted = min(COOLDOWN, 0.2 * lifetime)
+            if error.retry_after_s:
+                wanted = timedelta(seconds=error.retry_after_s)
+            if len(self._cooldown) > 10_000:  # noqa: PLR2004 - bounded
+                self._cooldown.clear()
+            self._cooldown[key] = now + min(wanted, MAX_COOLDOWN)
+        if context.expires_at is None or now < context.expires_at:
+            return stored
+        raise error or ProviderUnavailable(
+            f"{key.provider}: the token is over and cannot be renewed right now",
+            provider=key.provider,
+        )
+
+    @staticmethod
+    async def _give_back(
+        handler: AuthHandlerInterface, session: Session, context: AuthContext
+    ) -> None:
+        try:
+            request = handler.make_request(list(session.scopes))
+            await handler.revoke(request, context)
+        except Exception as error:  # noqa: BLE001 - best effort
+            logger.warning("%s: not revoked: %s", handler.name, type(error).__name__)

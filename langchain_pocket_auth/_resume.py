@@ -1,0 +1,236 @@
+"""Reading a pause, and answering it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from langgraph.types import Command
+
+from ._models import Outcome
+
+PAYLOAD_TYPE = "pocket_auth"
+DECLINES = frozenset({"decline", "cancel"})
+
+
+@dataclass(frozen=True, slots=True)
+class PendingAuthorization:
+    """
+    One connection that a paused run waits for.
+
+    Attributes:
+        key: Names the question in the answer.
+        url: The connect link, for the person's browser only.
+        message: One sentence for the person.
+        provider: The provider's id.
+        handler: The handler's name.
+        profile: Which account of the person.
+        state: `NO_SESSION`, `DO_AUTH` or `PENDING_RESOLVE`.
+        reason: Why it is asked.
+        scopes: What is asked for.
+        missing_scopes: What the present connection lacks.
+        account: The connected account, where known.
+        tools: Names of the tools that need it.
+        tool_call_ids: Their calls.
+        expires_at: Until when the link works.
+        interrupt_ids: The interrupts that ask for it.
+    """
+
+    key: str
+    url: str
+    message: str
+    provider: str
+    handler: str
+    profile: str
+    state: str
+    reason: str
+    scopes: tuple[str, ...]
+    missing_scopes: tuple[str, ...]
+    account: str | None
+    tools: tuple[str, ...]
+    tool_call_ids: tuple[str, ...]
+    expires_at: datetime
+    interrupt_ids: tuple[str, ...] = field(default=())
+
+
+def payload(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """Return the interrupt payload: plain JSON without a secret of the protocol."""
+    requests = []
+    for outcome in outcomes:
+        consent = outcome.consent
+        if consent is None:
+            continue
+        tools = sorted(set(outcome.tools))
+        reason = (
+            f"needs more permissions: {', '.join(consent.missing_scopes)}"
+            if consent.upgrade
+            else "is not connected yet"
+        )
+        requests.append(
+            {
+                "key": consent.key,
+                "mode": "url",
+                "url": consent.url,
+                "message": f"Connect {consent.display_name} to let "
+                f"{', '.join(tools)} act for you.",
+                "provider": consent.provider,
+                "handler": consent.handler,
+                "profile": consent.profile,
+                "state": consent.state.name,
+                "reason": f"{consent.display_name} {reason}",
+                "scopes": list(consent.scopes),
+                "missing_scopes": list(consent.missing_scopes),
+                "account": consent.account,
+                "tools": tools,
+                "tool_call_ids": list(outcome.tool_call_ids),
+                "expires_at": consent.expires_at.isoformat(),
+            }
+        )
+    names = ", ".join(dict.fromkeys(r["message"] for r in requests))
+    return {
+        "type": PAYLOAD_TYPE,
+        "version": 1,
+        "message": names,
+        "requests": requests,
+    }
+
+
+def declined_keys(answers: Iterable[Any]) -> set[str]:
+    """Return which questions the answers decline; anything else means "look again"."""
+    declined: set[str] = set()
+    for answer in answers:
+        responses = answer.get("responses") if isinstance(answer, Mapping) else None
+        if not isinstance(responses, Mapping):
+            continue
+        for key, response in responses.items():
+            action = response.get("action") if isinstance(response, Mapping) else None
+            if action in DECLINES:
+                declined.add(key)
+            else:
+                declined.discard(key)
+    return declined
+
+
+def pending_authorizations(source: Any) -> list[PendingAuthorization]:
+    """
+    Return what a paused run waits for, one entry per connection.
+
+    Args:
+        source: What `invoke` returned, a state snapshot, a stream chunk, a
+            `langgraph_sdk` thread state, an `Interrupt`, or a list of interrupts.
+
+    Returns:
+        An empty list when nothing of ours is pending.
+    """
+    merged: dict[str, PendingAuthorization] = {}
+    for interrupt_id, value in _interrupts(source):
+        for request in _requests(value):
+            old = merged.get(request["key"])
+            merged[request["key"]] = _pending(request, interrupt_id, old)
+    return list(merged.values())
+
+
+def resume(source: Any, *, decline: Iterable[Any] = ()) -> Command[Any]:
+    """
+    Return the command that lets a paused run look again.
+
+    It grants nothing: what the person did at the provider decides.
+
+    Args:
+        source: As for `pending_authorizations`.
+        decline: Entries, keys or provider ids that the person does not want; the
+            model is told so and the rest goes on.
+
+    Raises:
+        ValueError: Nothing of ours is pending.
+    """
+    refused = {getattr(entry, "key", entry) for entry in decline}
+    answers: dict[str, Any] = {}
+    for interrupt_id, value in _interrupts(source):
+        responses = {
+            request["key"]: {
+                "action": "decline"
+                if refused & {request["key"], request["provider"]}
+                else "accept"
+            }
+            for request in _requests(value)
+        }
+        if responses and interrupt_id:
+            answers[interrupt_id] = {"responses": responses}
+    if not answers:
+        raise ValueError("this run does not wait for an authorization")
+    return Command(resume=answers)
+
+
+def _requests(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, Mapping) or value.get("type") != PAYLOAD_TYPE:
+        return []
+    return [dict(request) for request in value.get("requests", ())]
+
+
+def _interrupts(source: Any) -> list[tuple[str, Any]]:
+    if isinstance(source, (str, bytes)) or source is None:
+        return []
+    if hasattr(source, "value") and hasattr(source, "id"):
+        return [(source.id, source.value)]
+    if isinstance(source, Mapping):
+        if source.get("type") == PAYLOAD_TYPE:
+            return [("", source)]
+        if "value" in source and ("id" in source or "interrupt_id" in source):
+            return [(source.get("id") or source["interrupt_id"], source["value"])]
+        found = [
+            part
+            for key in ("__interrupt__", "interrupts", "tasks")
+            for part in _interrupts(_listed(source.get(key)))
+        ]
+        return list({json.dumps(part, default=str): part for part in found}.values())
+    if isinstance(source, tuple) and hasattr(source, "interrupts"):
+        return _interrupts(list(source.interrupts))  # a state snapshot
+    if hasattr(source, "interrupts"):
+        return _interrupts(list(source.interrupts))
+    if isinstance(source, (list, tuple)):
+        return [part for entry in source for part in _interrupts(entry)]
+    return []
+
+
+def _listed(value: Any) -> list[Any] | None:
+    if isinstance(value, Mapping):  # `langgraph_sdk`: {task id: [interrupts]}
+        return [entry for entries in value.values() for entry in entries]
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def _pending(
+    request: dict[str, Any], interrupt_id: str, old: PendingAuthorization | None
+) -> PendingAuthorization:
+    def union(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*getattr(old, name, ()), *request[name]]))
+
+    ids = (
+        *(old.interrupt_ids if old else ()),
+        *([interrupt_id] if interrupt_id else ()),
+    )
+    return PendingAuthorization(
+        **{
+            name: request[name]
+            for name in (
+                "key",
+                "url",
+                "message",
+                "provider",
+                "handler",
+                "profile",
+                "state",
+                "reason",
+                "account",
+            )
+        },
+        scopes=union("scopes"),
+        missing_scopes=union("missing_scopes"),
+        tools=union("tools"),
+        tool_call_ids=union("tool_call_ids"),
+        expires_at=datetime.fromisoformat(request["expires_at"]),
+        interrupt_ids=tuple(dict.fromkeys(ids)),
+    )

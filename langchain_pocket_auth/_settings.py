@@ -1,0 +1,126 @@
+"""Settings from the constructor, the environment and a TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ._catalog import Client
+from ._errors import ConfigurationError
+from ._http import LOOPBACK_HOSTS
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8711"
+"""A fixed port, because redirect URIs are registered with one."""
+
+ClientLike: TypeAlias = Client | tuple[str, str] | Mapping[str, Any]
+
+
+class Settings(BaseSettings):
+    """
+    What `POCKET_AUTH_*` variables and the settings file may say.
+
+    The same names in both: `POCKET_AUTH_CLIENTS__GITHUB__CLIENT_ID` is
+    `[clients.github] client_id`. The environment wins over the file.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="POCKET_AUTH_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+    )
+
+    clients: dict[str, Client] = {}
+    keys: SecretStr | None = None
+    storage: str | None = None
+    base_url: str | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        file = TomlConfigSettingsSource(
+            settings_cls, settings_cls.model_config.get("toml_file")
+        )
+        return init_settings, env_settings, file
+
+
+def read_settings(file: str | Path | None) -> Settings:
+    """
+    Read the environment and, if named, a settings file.
+
+    Raises:
+        ConfigurationError: A value or the file is wrong; no value is shown.
+    """
+    source = Settings
+    if file is not None:
+        if not Path(file).is_file():
+            raise ConfigurationError(f"there is no settings file {file}")
+        config = SettingsConfigDict(**{**Settings.model_config, "toml_file": file})
+        source = type("Settings", (Settings,), {"model_config": config})
+    try:
+        return source()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError(f"settings: {'; '.join(lines)}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"settings: {type(error).__name__}: {error}") from None
+
+
+def client_of(provider: str, value: ClientLike) -> Client:
+    """
+    Return an app registration written in any of its forms.
+
+    Raises:
+        ConfigurationError: It is in none of them.
+    """
+    if isinstance(value, Client):
+        return value
+    try:
+        if isinstance(value, Mapping):
+            return Client(**value)
+        client_id, secret = value
+        return Client(client_id=client_id, client_secret=SecretStr(secret))
+    except (ValidationError, TypeError, ValueError):
+        raise ConfigurationError(
+            f'clients[{provider!r}] is ("client id", "client secret") or '
+            "Client(client_id=..., client_secret=...); a public client is "
+            'Client(client_id="...")'
+        ) from None
+
+
+def check_base_url(url: str) -> str:
+    """
+    Return *url* without a trailing slash, if this version may serve it.
+
+    Raises:
+        ConfigurationError: It is not on this machine.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+        raise ConfigurationError(
+            f"base_url must be like {DEFAULT_BASE_URL}, not {url!r}"
+        )
+    if parts.hostname not in LOOPBACK_HOSTS:
+        raise ConfigurationError(
+            f"base_url {url!r} is not on this machine: on a public address a link sent "
+            "to somebody else would connect the wrong person's account, and checking "
+            "who clicks is not in this version; use http://127.0.0.1:<port>"
+        )
+    return url.rstrip("/")

@@ -1,0 +1,6 @@
+"""Ways of authenticating."""
+
+from ._base import AuthHandlerInterface
+from ._oauth2 import OAuth2Context, OAuth2Handler, OAuth2Request
+
+__all__ = ["AuthHandlerInterface", "OAuth2Context", "OAuth2Handler", "OAuth2Request"]

@@ -1,0 +1,100 @@
+"""The storage contract: bytes under two-part keys, versions, lifetimes, leases."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+Key: TypeAlias = tuple[str, str]
+"""Namespace and name. Both are any text; neither is ever a pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is stored under one key."""
+
+    version: int
+    value: bytes
+
+
+class StorageBackend(ABC):
+    """
+    Keeps sealed bytes for the vault and knows nothing else.
+
+    What a backend promises, and `testing.StorageConformance` checks:
+
+    - every write is a compare-and-swap: it names the version it replaces;
+    - a record whose `ttl` has passed is gone everywhere: for `get`, `list`,
+      `take`, `delete`, `lease`, and for a `put` that expects nothing;
+    - a `put` that succeeds sets the lifetime anew and ends a lease;
+    - of any number of concurrent `take`s of a record one gets it;
+    - a lease excludes others until it is freed or over; only its holder frees it,
+      time is the store's clock, and the version stays as it is;
+    - namespaces and names are compared exactly (`*`, `%`, `_`, case, unicode);
+    - an outage is `StorageUnavailable`, never "nothing there".
+
+    All methods are called on one event loop. `open` is awaited once before
+    anything else, `close` once at the end.
+    """
+
+    async def open(self) -> None:
+        """Connect, and create or migrate what the backend needs."""
+
+    async def close(self) -> None:
+        """Close what was opened here, and nothing else."""
+
+    @abstractmethod
+    async def get(self, key: Key) -> Record | None:
+        """Return the record, or `None`."""
+
+    @abstractmethod
+    async def put(
+        self,
+        key: Key,
+        value: bytes,
+        *,
+        version: int,
+        expected: int | None,
+        ttl: timedelta | None = None,
+    ) -> bool:
+        """
+        Store *value* as *version* if the record is at *expected* now.
+
+        Args:
+            version: The new version, below 2**53.
+            expected: The version to replace; `None`: there must be no record.
+            ttl: How long the record lives; `None`: for ever.
+
+        Returns:
+            Whether it was stored. `False` changes nothing.
+        """
+
+    @abstractmethod
+    async def delete(self, key: Key, *, expected: int | None = None) -> bool:
+        """Delete the record (if at version *expected*); whether one was deleted."""
+
+    @abstractmethod
+    async def list(self, namespace: str) -> dict[str, Record]:
+        """Return all records of a namespace by name."""
+
+    @abstractmethod
+    async def take(self, key: Key) -> Record | None:
+        """Read and delete in one step: a record is taken by one caller only."""
+
+    @abstractmethod
+    async def lease(self, key: Key, holder: str, duration: timedelta) -> bool:
+        """
+        Reserve an existing record for *holder*; whether it succeeded.
+
+        The present holder may lease again, which moves the end.
+        """
+
+    @abstractmethod
+    async def free(self, key: Key, holder: str) -> None:
+        """End the lease if *holder* has it."""
+
+    @abstractmethod
+    async def sweep(self, limit: int = 1000) -> int:
+        """Erase at most *limit* expired records for good; how many were erased."""
