@@ -375,7 +375,7 @@ class Attempts:
 
     async def _end_attempt(self, stored: Stored[Attempt], status: str) -> None:
         # What it was made with is not needed any more; the digest is, for replays.
-        update = {"status": status, "data": {}, "answer": None}
+        update: dict[str, Any] = {"status": status, "data": {}, "answer": None}
         await self._vault.replace(
             stored, stored.entry.model_copy(update=update), ATTEMPT_KEPT
         )

@@ -29,7 +29,7 @@ _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")
 
 
-class AuthProvider(str, Enum):
+class AuthProvider(str, Enum):  # noqa: UP042 - the spec's; str() is the id
     """
     A provider by id. Plain strings are accepted wherever one of these is.
 

@@ -130,7 +130,7 @@ class _FutureStore:
         attempt = _attempt.get()
         if attempt is not None and attempt.uid == uid:
             return attempt
-        found = self._first(lambda backing: backing.find_future(uid))
+        found: FutureData | None = self._first(lambda b: b.find_future(uid))
         if found is None:
             raise FutureNotFound("no consent of that uid is being waited for")
         return found

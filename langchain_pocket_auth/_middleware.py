@@ -71,7 +71,7 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
-    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+    ) -> Any:
         """Learn the tools of this call."""
         command = self._remembered(request)
         response = handler(request)
@@ -81,7 +81,7 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
-    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+    ) -> Any:
         """Learn the tools of this call."""
         command = self._remembered(request)
         response = await handler(request)

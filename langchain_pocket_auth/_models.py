@@ -50,7 +50,20 @@ class AuthState(enum.Enum):
 
 _TYPES: dict[str, type[Confidential]] = {}
 _SEALED_NAMES = frozenset(
-    ["__repr__", "__str__", "__repr_args__", "__rich_repr__", "__pretty__", "__iter__", "__getattr__", "__reduce__", "__reduce_ex__", "__getstate__", "model_dump", "model_dump_json"]
+    [
+        "__repr__",
+        "__str__",
+        "__repr_args__",
+        "__rich_repr__",
+        "__pretty__",
+        "__iter__",
+        "__getattr__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__getstate__",
+        "model_dump",
+        "model_dump_json",
+    ]
 )
 
 

@@ -67,6 +67,10 @@ def usable(
     return None if over else AuthState.SKIP_AUTH
 
 
+class _LookAgainError(Exception):
+    """Somebody else changed the record meanwhile."""
+
+
 class Refresher:
     """
     Renews sessions under a lease in the record; saves by compare-and-swap.
@@ -127,11 +131,11 @@ class Refresher:
                 return self._old(stored, context, key, None)
             if await self._vault.lease(stored, holder, LEASE):
                 try:
-                    done = await self._request(key, handler, stored, context)
+                    return await self._request(key, handler, stored, context)
+                except _LookAgainError:
+                    continue
                 finally:
                     await asyncio.shield(self._vault.free(stored, holder))
-                if done is not False:
-                    return done
             elif early or now > deadline:
                 return self._old(stored, context, key, None)
             await asyncio.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter
@@ -142,7 +146,7 @@ class Refresher:
         handler: AuthHandlerInterface,
         stored: Stored[Session],
         context: AuthContext,
-    ) -> Stored[Session] | bool | None:
+    ) -> Stored[Session] | None:
         sent = self._vault.now()
         try:
             new = await self._refreshed(handler, stored.entry, context)
@@ -217,7 +221,7 @@ class Refresher:
         handler: AuthHandlerInterface,
         stored: Stored[Session],
         context: AuthContext,
-    ) -> Stored[Session] | bool:
+    ) -> Stored[Session]:
         failures = stored.entry.failures + 1
         if failures >= MAX_FAILURES:
             return await self._needs_consent(
@@ -228,14 +232,19 @@ class Refresher:
         error = ProviderUnavailable(
             f"{handler.name} could not be renewed", provider=provider_id(handler)
         )
-        return False if saved is None else self._old(saved, context, key, error)
+        if saved is None:
+            raise _LookAgainError
+        return self._old(saved, context, key, error)
 
     async def _needs_consent(
         self, stored: Stored[Session], why: str
-    ) -> Stored[Session] | bool:
+    ) -> Stored[Session]:
         # By compare-and-swap: if someone else renewed it meanwhile, look again.
         marked = stored.entry.model_copy(update={"needs_consent": why})
-        return await self._vault.replace(stored, marked) or False
+        saved = await self._vault.replace(stored, marked)
+        if saved is None:
+            raise _LookAgainError
+        return saved
 
     def _old(
         self,

@@ -89,11 +89,11 @@ def payload(outcomes: Iterable[Outcome]) -> dict[str, Any]:
                 "expires_at": consent.expires_at.isoformat(),
             }
         )
-    names = ", ".join(dict.fromkeys(r["message"] for r in requests))
+    messages = dict.fromkeys(str(request["message"]) for request in requests)
     return {
         "type": PAYLOAD_TYPE,
         "version": 1,
-        "message": names,
+        "message": " ".join(messages),
         "requests": requests,
     }
 
@@ -213,20 +213,15 @@ def _pending(
         *([interrupt_id] if interrupt_id else ()),
     )
     return PendingAuthorization(
-        **{
-            name: request[name]
-            for name in (
-                "key",
-                "url",
-                "message",
-                "provider",
-                "handler",
-                "profile",
-                "state",
-                "reason",
-                "account",
-            )
-        },
+        key=request["key"],
+        url=request["url"],
+        message=request["message"],
+        provider=request["provider"],
+        handler=request["handler"],
+        profile=request["profile"],
+        state=request["state"],
+        reason=request["reason"],
+        account=request["account"],
         scopes=union("scopes"),
         missing_scopes=union("missing_scopes"),
         tools=union("tools"),

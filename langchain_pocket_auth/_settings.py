@@ -68,12 +68,15 @@ def read_settings(file: str | Path | None) -> Settings:
     Raises:
         ConfigurationError: A value or the file is wrong; no value is shown.
     """
-    source = Settings
+    source: type[Settings] = Settings
     if file is not None:
         if not Path(file).is_file():
             raise ConfigurationError(f"there is no settings file {file}")
-        config = SettingsConfigDict(**{**Settings.model_config, "toml_file": file})
-        source = type("Settings", (Settings,), {"model_config": config})
+
+        class FromFile(Settings):
+            model_config = SettingsConfigDict(toml_file=file)
+
+        source = FromFile
     try:
         return source()
     except ValidationError as error:

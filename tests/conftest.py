@@ -37,7 +37,12 @@ def provider(server: AuthorizationServer, name: str, **facts: Any) -> Provider:
 
 def call(name: str, call_id: str | None = None, **args: Any) -> dict[str, Any]:
     """Return a tool call as a model writes it."""
-    return {"name": name, "args": args, "id": call_id or f"call-{name}", "type": "tool_call"}
+    return {
+        "name": name,
+        "args": args,
+        "id": call_id or f"call-{name}",
+        "type": "tool_call",
+    }
 
 
 def says(*calls: dict[str, Any]) -> AIMessage:

@@ -27,7 +27,21 @@ from ._base import AuthHandlerInterface
 
 # RFC 6749 section 5.2 and 4.1.2.1; other codes are shown as "other".
 _CODES = frozenset(
-    ["invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "server_error", "temporarily_unavailable", "access_denied", "slow_down", "bad_verification_code", "token_revoked", "invalid_refresh_token"]
+    [
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+        "server_error",
+        "temporarily_unavailable",
+        "access_denied",
+        "slow_down",
+        "bad_verification_code",
+        "token_revoked",
+        "invalid_refresh_token",
+    ]
 )
 # What servers say for "this refresh token is no good"; the last two are Slack's.
 _GONE = frozenset({"invalid_grant", "token_revoked", "invalid_refresh_token"})
@@ -87,7 +101,7 @@ class OAuth2Handler(AuthHandlerInterface):
 
     # `type(self).row` is what the spec's static methods read in a hand-written class.
     @classmethod
-    def provider(cls) -> AuthProvider:  # type: ignore[override]
+    def provider(cls) -> AuthProvider:
         return AuthProvider(cls.row.id)
 
     @staticmethod
@@ -95,7 +109,7 @@ class OAuth2Handler(AuthHandlerInterface):
         return True
 
     @classmethod
-    def recommended_scopes(cls) -> set[str]:  # type: ignore[override]
+    def recommended_scopes(cls) -> set[str]:
         return set(cls.row.recommended_scopes)
 
     # ------------------------------------------------------------ request and URL

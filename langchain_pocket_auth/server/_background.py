@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .._errors import CallbackServerError
-from ._routes import make_router
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import APIRouter
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from .._pocket import PocketAuth
 
 STOP_LIMIT_S = 3.0
 
@@ -22,8 +20,8 @@ STOP_LIMIT_S = 3.0
 class BackgroundServer:
     """Serves the routes at the host and port of `base_url`, until stopped."""
 
-    def __init__(self, pocket: PocketAuth) -> None:
-        self._pocket = pocket
+    def __init__(self, base_url: str, routes: APIRouter, generation: int) -> None:
+        self._base_url, self._routes, self.generation = base_url, routes, generation
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -47,7 +45,7 @@ class BackgroundServer:
         from fastapi import FastAPI
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        app.include_router(make_router(self._pocket))
+        app.include_router(self._routes)
         listener = self._bind()
         config = uvicorn.Config(
             _Unlogged(app),
@@ -61,16 +59,16 @@ class BackgroundServer:
         server = self._server = uvicorn.Server(config)
         # Signals belong to the app.
         self._task = asyncio.ensure_future(server._serve([listener]))  # noqa: SLF001
-        while not server.started and not self._task.done():
-            await asyncio.sleep(0.001)
+        while not server.started and not self._task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # uvicorn says so in an attribute only
         if self._task.done():
             listener.close()
             raise CallbackServerError(
-                f"the callback server did not start at {self._pocket.base_url}"
+                f"the callback server did not start at {self._base_url}"
             ) from self._task.exception()
 
     def _bind(self) -> socket.socket:
-        parts = urlsplit(self._pocket.base_url)
+        parts = urlsplit(self._base_url)
         host = "::1" if parts.hostname == "::1" else "127.0.0.1"
         port = parts.port or (443 if parts.scheme == "https" else 80)
         family = socket.AF_INET6 if host == "::1" else socket.AF_INET

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, FastAPI, Request
@@ -12,7 +12,6 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .._engine import Engine
 from .._errors import (
     CallbackRefused,
     ConfigurationError,
@@ -23,14 +22,11 @@ from .._errors import (
 )
 from .._futures import Serving, serving_context
 from .._http import LOOPBACK_HOSTS
+from .._service import Service
 from ._pages import SECURITY_HEADERS, Outcome, page
-
-if TYPE_CHECKING:
-    from .._pocket import PocketAuth
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 MAX_QUERY_BYTES = 8192
 _STATUS = {
     "unknown": 404,
@@ -41,15 +37,17 @@ _STATUS = {
 }
 
 
-def make_router(pocket: PocketAuth) -> APIRouter:
+def make_router(
+    service: Service, routers: Sequence[APIRouter] = (), app_name: str | None = None
+) -> APIRouter:
     """Return all routes, with those of own handlers first."""
     router = APIRouter()
-    desk = _Desk(pocket)
-    for handler in [h for h in pocket.handlers if h.router is not None]:
+    desk = _Desk(service, app_name)
+    handlers = service.registry.own
+    for handler in [h for h in handlers if h.router is not None]:
         _add_foreign(router, handler.router, desk, {handler.name})
-    routed = {h.name for h in pocket.handlers if h.router is None}
-    for foreign in pocket.routers:
-        _add_foreign(router, foreign, desk, routed)
+    for foreign in routers:
+        _add_foreign(router, foreign, desk, {h.name for h in handlers if not h.router})
 
     @router.get("/connect/{ticket}", include_in_schema=True)
     async def connect(request: Request, ticket: str) -> Response:
@@ -72,13 +70,11 @@ def make_router(pocket: PocketAuth) -> APIRouter:
 class _Desk:
     """What the routes do."""
 
-    def __init__(self, pocket: PocketAuth) -> None:
-        self._pocket = pocket
-        self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(pocket.base_url))
-
-    async def ask(self, work: Callable[[Engine], Awaitable[T]]) -> T:
-        """Do *work* with the engine, wherever the routes are served."""
-        return await self._pocket.run(self._pocket.call(work))
+    def __init__(self, service: Service, app_name: str | None) -> None:
+        self._base_url, self._app_name = service.base_url, app_name
+        self._label = service.registry.label
+        self.ask = service.ask
+        self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(service.base_url))
 
     async def show(self, request: Request, ticket: str) -> Response:
         """Answer GET of a connect link, before and after the person acted."""
@@ -89,7 +85,7 @@ class _Desk:
         except PocketAuthError as error:
             return self.failed(error)
         future = stored.entry
-        label = self._pocket.label(key.provider)
+        label = self._label(key.provider)
         if future.status == "done":
             return page(Outcome.CONNECTED, status=200, provider=label)
         if future.status == "denied":
@@ -102,7 +98,7 @@ class _Desk:
             scopes=future.scopes,
             tools=future.tools,
             owner=None if key.owner.id == "default" else key.owner.id,
-            app_name=self._pocket.app_name,
+            app_name=self._app_name,
         )
 
     async def start(self, request: Request, ticket: str) -> Response:
@@ -116,7 +112,7 @@ class _Desk:
             _, key = await self.ask(lambda e: e.attempts.ticket(ticket))
         except PocketAuthError as error:
             return self.failed(error)
-        label = self._pocket.label(key.provider)
+        label = self._label(key.provider)
         return page(Outcome.LEAVING, status=200, provider=label, next_url=url)
 
     async def callback(self, request: Request, provider: str, method: str) -> Response:
@@ -145,7 +141,7 @@ class _Desk:
             return _refusal("expired")
         # 303: the code leaves the address bar and the history.
         return RedirectResponse(
-            f"{self._pocket.base_url}/connect/{result.ticket}",
+            f"{self._base_url}/connect/{result.ticket}",
             status_code=303,
             headers=dict(SECURITY_HEADERS),
         )
@@ -155,7 +151,7 @@ class _Desk:
         if isinstance(error, CallbackRefused):
             return _refusal(error.reason)
         provider = getattr(error, "provider", None)
-        label = self._pocket.label(provider) if provider else None
+        label = self._label(provider) if provider else None
         logger.warning("a person could not be connected: %s", error)
         if isinstance(error, (ProviderUnavailable, StorageError)):
             return page(Outcome.UNAVAILABLE, status=503, provider=label, button="")
@@ -231,8 +227,8 @@ def _add_foreign(
         if isinstance(route, Route):
             endpoint = _Foreign(app, desk, frozenset(handlers))
             methods = sorted(route.methods or ())
-            router.add_route(
-                route.path, endpoint, methods=methods, include_in_schema=False
+            router.routes.append(
+                Route(route.path, endpoint, methods=methods, include_in_schema=False)
             )
 
 
@@ -251,12 +247,10 @@ class _Foreign:
         request = Request(scope, receive)
         response = self._desk.foreign_host(request) or _prefetched(request)
         if response is None:
-            response = await self._serve(request, scope, receive)
+            response = await self._serve(scope, receive)
         await response(scope, receive, send)
 
-    async def _serve(
-        self, request: Request, scope: Scope, receive: Receive
-    ) -> Response:
+    async def _serve(self, scope: Scope, receive: Receive) -> Response:
         inner = dict(scope)
         query = _query(scope)
         if query is None:

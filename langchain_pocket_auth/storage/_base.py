@@ -39,10 +39,10 @@ class StorageBackend(ABC):
     anything else, `close` once at the end.
     """
 
-    async def open(self) -> None:
+    async def open(self) -> None:  # noqa: B027 - a default
         """Connect, and create or migrate what the backend needs."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - a default
         """Close what was opened here, and nothing else."""
 
     @abstractmethod
@@ -63,6 +63,8 @@ class StorageBackend(ABC):
         Store *value* as *version* if the record is at *expected* now.
 
         Args:
+            key: Where.
+            value: What; sealed.
             version: The new version, below 2**53.
             expected: The version to replace; `None`: there must be no record.
             ttl: How long the record lives; `None`: for ever.

@@ -43,6 +43,10 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "StorageConformance":
+        import pytest
+
+        pytest.register_assert_rewrite(f"{__name__}._conformance")
     return getattr(import_module(_MODULES[name], __name__), name)
 
 

@@ -1,0 +1,69 @@
+"""The gate as a node of a hand-built graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.types import Command, Send
+
+from ._errors import ConfigurationError
+from ._gate import Gate
+from ._task import open_calls
+
+
+class GateNode:
+    """Checks a turn, then sends each call that may run to the tools' node."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        builder: Any,
+        *,
+        name: str,
+        tools: str,
+        then: str,
+        messages_key: str,
+    ) -> None:
+        self._gate, self._builder, self._name = gate, builder, name
+        self._tools, self._then, self._messages_key = tools, then, messages_key
+
+    def runnable(self) -> RunnableLambda[Any, Any]:
+        """Return the node, synchronous and asynchronous."""
+        return RunnableLambda(self._check, self._acheck, name=self._name)
+
+    def _check(self, state: Any, config: RunnableConfig) -> Command[Any]:
+        return self._route(state, self._gate.check(self._messages(state), config))
+
+    async def _acheck(self, state: Any, config: RunnableConfig) -> Command[Any]:
+        errors = await self._gate.acheck(self._messages(state), config)
+        return self._route(state, errors)
+
+    def _messages(self, state: Any) -> list[Any]:
+        if (self._name, self._then) in self._builder.edges:
+            raise ConfigurationError(
+                f"remove add_edge({self._name!r}, {self._then!r}): add_tool_node made "
+                "the edges behind the gate, and this one does not wait for the tools"
+            )
+        if isinstance(state, Mapping):
+            return list(state[self._messages_key])
+        return list(getattr(state, self._messages_key))
+
+    def _route(self, state: Any, errors: list[ToolMessage]) -> Command[Any]:
+        calls = open_calls([*self._messages(state), *errors])
+        sends = [Send(self._tools, _call_with_state(call, state)) for call in calls]
+        return Command(
+            update={self._messages_key: errors} if errors else None,
+            goto=sends or self._then,
+        )
+
+
+def _call_with_state(call: Mapping[str, Any], state: Any) -> dict[str, Any]:
+    # ToolNode's `ToolCallWithContext`: with it, InjectedState keeps the state's type.
+    return {
+        "__type": "tool_call_with_context",
+        "tool_call": {**call, "type": "tool_call"},
+        "state": state,
+    }

@@ -1,0 +1,261 @@
+"""The engine as the agent's side uses it: opened when needed, cached, on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from ._engine import Engine
+from ._errors import ProviderError
+from ._futures import FutureData
+from ._loop import LOOP
+from ._models import AuthContext, Outcome, Owner, Requirement
+from ._owner import OwnerSource
+from ._refresh import advisory_at
+from ._registry import Registry
+from ._seal import KeyRing
+from ._vault import Session, Vault
+from .storage import StorageBackend, storage_from_url
+
+T = TypeVar("T")
+MAX_CACHED_OWNERS = 10_000
+Storage = str | StorageBackend | Callable[[], StorageBackend]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A context that was valid a moment ago."""
+
+    until: float  # time.monotonic()
+    renew_at: datetime | None
+    context: AuthContext
+
+
+@dataclass(slots=True)
+class _Opened:
+    generation: int
+    engine: asyncio.Future[Engine]
+
+
+class Service:
+    """
+    Opens the engine on the background loop when it is first needed.
+
+    Args:
+        storage: A URL, a backend, a function that makes one, or `None`: a file in
+            the user's data directory.
+        keys: What seals; `None`: a key file, or for memory a key of the process.
+        registry: Which handlers there are.
+        owners: Whose session a run may use.
+        base_url: Where connect links live.
+        listen: Awaited before a link is given out.
+        interactive: Whether to ask at all.
+        future_ttl: How long a link lives.
+        cache_ttl: How long a valid session is answered from memory.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None,
+        keys: KeyRing | None,
+        registry: Registry,
+        *,
+        owners: OwnerSource,
+        base_url: str,
+        listen: Callable[[], Awaitable[None]],
+        interactive: bool,
+        future_ttl: timedelta,
+        cache_ttl: timedelta,
+    ) -> None:
+        self.registry, self.owners, self.base_url = registry, owners, base_url
+        self.interactive = interactive
+        self._storage, self._keys = storage, keys
+        self._listen, self._future_ttl = listen, future_ttl
+        self._cache_ttl_s = cache_ttl.total_seconds()
+        self._cache: OrderedDict[Owner, dict[Requirement, Cached]] = OrderedDict()
+        self._writes = 0
+        self._opened: _Opened | None = None
+
+    # ------------------------------------------------------- on the background loop
+
+    async def call(self, work: Callable[[Engine], Awaitable[T]]) -> T:
+        """Do *work* with the engine; on the background loop."""
+        return await work(await self._engine())
+
+    async def ask(self, work: Callable[[Engine], Awaitable[T]]) -> T:
+        """Do *work* with the engine; from any loop."""
+        return await LOOP.run(self.call(work))
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the background loop."""
+        return await LOOP.run(work)
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the background loop and block."""
+        return LOOP.run_sync(work)
+
+    async def _engine(self) -> Engine:
+        opened = self._opened
+        if opened is None or opened.generation != LOOP.generation:
+            opened = self._opened = _Opened(
+                LOOP.generation, asyncio.ensure_future(self._open())
+            )
+        try:
+            return await asyncio.shield(opened.engine)
+        except Exception:
+            if self._opened is opened:
+                self._opened = None  # the next call tries again
+            raise
+
+    async def _open(self) -> Engine:
+        storage, keys = self._storage, self._keys
+        if storage is None:
+            from platformdirs import user_data_path
+
+            storage = f"sqlite:///{user_data_path('pocket-auth') / 'sessions.db'}"
+        ephemeral = storage == "memory://"
+        if isinstance(storage, str):
+            backend = storage_from_url(storage)
+        else:
+            backend = storage if isinstance(storage, StorageBackend) else storage()
+        if keys is None:
+            keys = KeyRing.ephemeral() if ephemeral else await _key_file()
+        vault = Vault(backend, keys, lambda: datetime.now(UTC))
+        await vault.open()
+        return Engine(
+            vault,
+            self.registry,
+            base_url=self.base_url,
+            listen=self._listen,
+            future_ttl=self._future_ttl,
+            changed=self.forget,
+        )
+
+    async def close(self) -> None:
+        """Close what was opened here; the next call opens it again."""
+        opened, self._opened = self._opened, None
+        self._cache.clear()
+        if opened is None or opened.generation != LOOP.generation:
+            return
+        with suppress(Exception):  # an engine that never opened
+            await (await opened.engine).close()
+        await self.registry.close()
+
+    # ------------------------------------------------------------------- the cache
+
+    def peek(self, owner: Owner, requirement: Requirement) -> AuthContext | None:
+        """Answer from memory, if the session was valid a moment ago and still is."""
+        mine = self._cache.get(owner)
+        cached = mine.get(requirement) if mine else None
+        if cached is None or time.monotonic() >= cached.until:
+            return None
+        if cached.renew_at is not None and datetime.now(UTC) >= cached.renew_at:
+            return None
+        return cached.context
+
+    @property
+    def writes(self) -> int:
+        """How many sessions were written here; taken before a read, for `keep`."""
+        return self._writes
+
+    def keep(
+        self, owner: Owner, requirement: Requirement, session: Session, writes: int
+    ) -> AuthContext:
+        """Return a session's context for tools, and remember it for a while."""
+        context = self.for_tool(requirement, session)
+        # Read before somebody wrote: perhaps old already.
+        if self._cache_ttl_s and writes == self._writes and not session.needs_consent:
+            self._cache.setdefault(owner, {})[requirement] = Cached(
+                time.monotonic() + self._cache_ttl_s,
+                advisory_at(session, session.auth_context()),
+                context,
+            )
+            while len(self._cache) > MAX_CACHED_OWNERS:
+                self._cache.popitem(last=False)
+        return context
+
+    def forget(self, owner: Owner) -> None:
+        """Forget what is remembered of an owner: it was written."""
+        self._writes += 1
+        self._cache.pop(owner, None)
+
+    def for_tool(self, requirement: Requirement, session: Session) -> AuthContext:
+        """Return what a tool gets: without what renews the grant."""
+        context = session.auth_context()
+        update: dict[str, Any] = dict.fromkeys(
+            {"refresh_token", "id_token"} & type(context).model_fields.keys()
+        )
+        if not requirement.detail:
+            update["detail"] = None
+        update["scopes"] = list(session.scopes)
+        copy = context.model_copy(update=update)
+        provider = requirement.provider
+        copy._provider = provider  # noqa: SLF001 - of our own base class
+        copy._env_keys = self.registry.environment_keys(provider)  # noqa: SLF001
+        return copy
+
+    # ----------------------------------------------------- what gate and guard need
+
+    async def settle(
+        self, owner: Owner, outcomes: list[Outcome], turn: str, *, ask: bool
+    ) -> list[AuthContext | None]:
+        """Bring outcomes up to date; contexts for those that are met."""
+        engine = await self._engine()
+        contexts: list[AuthContext | None] = []
+        for outcome in outcomes:
+            writes, context = self._writes, None
+            try:
+                stored = await engine.settle(owner, outcome, turn=turn, ask=ask)
+            except ProviderError as error:
+                outcome.refusal = error
+            else:
+                if stored is not None:
+                    need = outcome.requirement
+                    context = self.keep(owner, need, stored.entry, writes)
+            contexts.append(context)
+        return contexts
+
+    async def pauses(self, task: str) -> Mapping[str, int]:
+        """How often guarded calls of a task have paused, by ordinal."""
+        stored = await (await self._engine()).pauses(task)
+        return stored.entry.counts if stored else {}
+
+    async def count_pause(self, task: str, ordinal: int, count: int) -> None:
+        """Write down how often a guarded call has paused."""
+        await (await self._engine()).count_pause(task, ordinal, count)
+
+    # ------------------------------------------------------- behind the FutureStore
+
+    def find_future(self, uid: str) -> FutureData | None:
+        """Return an attempt as its handler sees it."""
+        if self._never_used:
+            return None
+        stored = LOOP.run_sync(self.call(lambda e: e.attempts.find(uid)))
+        if stored is None:
+            return None
+        attempt = stored.entry
+        return FutureData(uid, dict(attempt.data), tuple(attempt.scopes))
+
+    def resolve_future(self, uid: str, value: Any) -> bool:
+        """Keep an answer that came outside a callback."""
+        if self._never_used:
+            return False
+        return LOOP.run_sync(self.call(lambda e: e.attempts.resolve(uid, value)))
+
+    @property
+    def _never_used(self) -> bool:
+        """Whether nothing can be in it: memory that was never opened."""
+        return self._opened is None and self._storage == "memory://"
+
+
+async def _key_file() -> KeyRing:
+    from platformdirs import user_config_path
+
+    path = user_config_path("pocket-auth") / "keys"
+    return await asyncio.to_thread(KeyRing.file, path)
