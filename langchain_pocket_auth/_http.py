@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ class Answer:
         """Return the body as JSON, or `None` when it is none."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -67,7 +68,10 @@ class Http:
         client, loop = self._client, asyncio.get_running_loop()
         if client is None or self._loop is not loop:  # first use, or a forked child
             client = self._client = httpx.AsyncClient(
-                timeout=TIMEOUT_S, follow_redirects=False
+                timeout=TIMEOUT_S,
+                follow_redirects=False,
+                # What is set for one person must not be sent for the next.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             )
             self._loop = loop
         body: dict[str, Any] = {"json" if as_json else "data": dict(data)}
@@ -85,14 +89,16 @@ class Http:
                             provider=provider,
                         )
         except (httpx.HTTPError, httpx.StreamError, TimeoutError, OSError) as error:
-            # `from None`: the original holds the request, and with it secrets.
-            raise ProviderUnavailable(
-                f"{provider}: no answer from {urlsplit(url).hostname}"
-                f" ({type(error).__name__})",
-                provider=provider,
-                lost=True,
-            ) from None
-        return Answer(reply.status_code, bytes(received), _retry_after(reply.headers))
+            problem = type(error).__name__
+        else:
+            again_s = _retry_after(reply.headers)
+            return Answer(reply.status_code, bytes(received), again_s)
+        # Out here: the original holds the request, and with it secrets.
+        raise ProviderUnavailable(
+            f"{provider}: no answer from {urlsplit(url).hostname} ({problem})",
+            provider=provider,
+            lost=True,
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -104,7 +110,13 @@ class Http:
 def _retry_after(headers: httpx.Headers) -> float | None:
     # RFC 9110 section 10.2.3; the date form is rare and read as "unknown".
     value = headers.get("retry-after", "")
-    return min(float(value), 3600.0) if value.isdigit() else None
+    known = value.isascii() and value.isdigit()  # "²" is a digit, and no number
+    return min(float(value), 3600.0) if known else None
+
+
+def is_transport_error(error: Exception) -> bool:
+    """Whether no answer arrived; also for clients that handlers bring along."""
+    return isinstance(error, (httpx.TransportError, OSError))
 
 
 def secure_url(url: str, what: str) -> str:
@@ -114,7 +126,10 @@ def secure_url(url: str, what: str) -> str:
     Raises:
         ConfigurationError: It may not.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"{what} is no URL") from None
     if parts.scheme == "https" and parts.hostname:
         return url
     if parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS:

@@ -14,6 +14,7 @@ from ._errors import (
     ProviderUnavailable,
     StorageUnavailable,
 )
+from ._http import is_transport_error
 from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
 from ._registry import provider_id
 from ._vault import Session, Stored, Typed, Vault, entry_key
@@ -25,6 +26,7 @@ REQUEST_TIMEOUT = timedelta(seconds=20)
 LEASE = timedelta(seconds=30)  # longer than a request with its one repetition
 COOLDOWN = timedelta(seconds=30)  # after a transient failure, per session
 MAX_COOLDOWN = timedelta(seconds=60)
+MAX_COOLDOWNS = 10_000  # remembered at a time; those that are over go first
 MAX_FAILURES = 3  # refusals nobody can interpret, before consent is asked for
 
 
@@ -131,6 +133,7 @@ class Refresher:
                 return self._old(stored, context, key, None)
             if await self._vault.lease(stored, holder, LEASE):
                 try:
+                    await self._still(stored)
                     return await self._request(key, handler, stored, context)
                 except _LookAgainError:
                     continue
@@ -139,6 +142,13 @@ class Refresher:
             elif early or now > deadline:
                 return self._old(stored, context, key, None)
             await asyncio.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter
+
+    async def _still(self, stored: Stored[Session]) -> None:
+        # Somebody may have renewed it, and freed it, since it was read: its old
+        # refresh token is spent then, and sending it would end the grant.
+        current = await self._vault.get(Session, stored.key)
+        if current is None or current.version != stored.version:
+            raise _LookAgainError
 
     async def _request(
         self,
@@ -158,15 +168,21 @@ class Refresher:
         except ConfigurationError as error:
             # Our registration is wrong: this is nobody's session's fault.
             logger.error("%s: %s", handler.name, error)  # noqa: TRY400
-            if context.expires_at and self._vault.now() < context.expires_at:
-                return stored
-            raise
+            now = self._vault.now()
+            if context.expires_at is None or now >= context.expires_at:
+                raise
+            self._rest(key, min(now + COOLDOWN, context.expires_at))
+            return stored
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
             # Not the text: a third party's may hold the token.
             logger.warning(
                 "%s: refresh failed with %s", handler.name, type(error).__name__
             )
             return await self._failed(key, handler, stored, context)
+        if new.expires_at is None and context.expires_at is not None:
+            # Left out of the answer: it lives as long as the one before.
+            lifetime = context.expires_at - stored.entry.obtained_at
+            new = new.model_copy(update={"expires_at": sent + lifetime})
         session = Session(
             context=Typed.of(new),
             scopes=stored.entry.scopes if new.scopes is None else new.scopes,
@@ -187,21 +203,28 @@ class Refresher:
         handler: AuthHandlerInterface, session: Session, context: AuthContext
     ) -> AuthContext:
         request = handler.make_request(list(session.scopes))
-        for again in (True, False):
-            try:
-                async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+        problem = "no answer to a refresh in time"
+        try:
+            # Over both tries: the lease must outlast them.
+            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                try:
                     return await handler.refresh(auth_req=request, context=context)
-            except TimeoutError:
-                raise ProviderUnavailable(
-                    f"{handler.name}: no answer to a refresh in time",
-                    provider=provider_id(handler),
-                ) from None
-            except ProviderUnavailable as error:
-                # The answer was lost: the server may have rotated already, and one
-                # that allows for that does so within seconds only.
-                if not (again and error.lost):
-                    raise
-        raise AssertionError  # pragma: no cover - the loop returns or raises
+                except ProviderUnavailable as error:
+                    # The answer was lost: the server may have rotated already, and
+                    # one that allows for that does so within seconds only.
+                    if not error.lost:
+                        raise
+                return await handler.refresh(auth_req=request, context=context)
+        except TimeoutError:
+            pass
+        except Exception as error:
+            if not is_transport_error(error):
+                raise
+            problem = f"no answer to a refresh ({type(error).__name__})"
+        # Out here, so that it does not carry the other, which may hold the token.
+        raise ProviderUnavailable(
+            f"{handler.name}: {problem}", provider=provider_id(handler)
+        )
 
     async def _save(
         self, stored: Stored[Session], session: Session
@@ -260,15 +283,19 @@ class Refresher:
             wanted = min(COOLDOWN, 0.2 * lifetime)
             if error.retry_after_s:
                 wanted = timedelta(seconds=error.retry_after_s)
-            if len(self._cooldown) > 10_000:  # noqa: PLR2004 - bounded
-                self._cooldown.clear()
-            self._cooldown[key] = now + min(wanted, MAX_COOLDOWN)
+            self._rest(key, now + min(wanted, MAX_COOLDOWN))
         if context.expires_at is None or now < context.expires_at:
             return stored
         raise error or ProviderUnavailable(
             f"{key.provider}: the token is over and cannot be renewed right now",
             provider=key.provider,
         )
+
+    def _rest(self, key: SessionKey, until: datetime) -> None:
+        if len(self._cooldown) >= MAX_COOLDOWNS:
+            now = self._vault.now()
+            self._cooldown = {k: u for k, u in self._cooldown.items() if now < u}
+        self._cooldown[key] = until
 
     @staticmethod
     async def _give_back(

@@ -115,8 +115,12 @@ def check_base_url(url: str) -> str:
     Raises:
         ConfigurationError: It is not on this machine.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+    try:
+        parts = urlsplit(url)
+        plain = parts.port != 0 and not (parts.query or parts.fragment or "@" in url)
+    except ValueError:
+        plain = False
+    if not plain or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigurationError(
             f"base_url must be like {DEFAULT_BASE_URL}, not {url!r}"
         )
