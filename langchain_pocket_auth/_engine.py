@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ._attempts import CAS_TRIES, Attempts
+from ._attempts import Attempts
 from ._errors import (
     AuthorizationRefused,
     AuthorizationRequired,
+    CredentialUnreadable,
     PocketAuthError,
     ScopeWithheld,
     StorageError,
@@ -28,9 +29,10 @@ from ._models import (
     Requirement,
     SessionKey,
 )
-from ._refresh import Refresher, advisory_at, usable
+from ._refresh import Refresher, advisory_at, give_back, usable
 from ._registry import Registry
 from ._vault import (
+    CAS_TRIES,
     Future,
     Pauses,
     Pointer,
@@ -42,6 +44,7 @@ from ._vault import (
     entry_key,
     ticket_key,
 )
+from ._waiting import lifetime
 from .handlers import AuthHandlerInterface
 
 logger = logging.getLogger(__name__)
@@ -119,10 +122,13 @@ class Engine:
     ) -> Standing:
         first: Standing | None = None
         for handler in self.registry.candidates(requirement):
-            asked = request or handler.make_request(list(requirement.scopes))
             key = SessionKey(
                 owner, requirement.provider, requirement.profile, handler.connection()
             )
+            if first is not None and not shelf.holds(Session, key):
+                continue  # a further handler counts by its sessions only
+            asked = request if first is None else None
+            asked = asked or handler.make_request(list(requirement.scopes))
             standing = self._decide_one(shelf, key, handler, asked, requirement)
             if standing.state in {AuthState.SKIP_AUTH, AuthState.DO_REFRESH}:
                 return standing
@@ -228,7 +234,7 @@ class Engine:
         )
         # The pointer first: a link that leads nowhere must never be given out.
         await self.vault.create(ticket_key(future.ticket), pointer, self._future_ttl)
-        place, ttl = entry_key(Future, key), self._future_ttl
+        place, ttl = entry_key(Future, key), lifetime(self._future_ttl)
         if old is None:
             saved = await self.vault.create(place, future, ttl)
         else:
@@ -252,6 +258,8 @@ class Engine:
         wider = entry.model_copy(
             update={
                 "scopes": scopes,
+                # Perhaps the app is registered anew, or lives elsewhere.
+                "request": self._sealed_request(standing.request, scopes),
                 "needed": list(dict.fromkeys([*entry.needed, *requirement.scopes])),
                 "turns": _with(entry.turns, turn),
                 "tools": sorted({*entry.tools, *tools}),
@@ -259,9 +267,8 @@ class Engine:
         )
         if wider == entry:
             return old
-        if scopes != entry.scopes:
-            wider.request = self._sealed_request(standing.request, scopes)
-        return await self.vault.replace(old, wider, entry.expires_at - self.vault.now())
+        ttl = lifetime(entry.expires_at - self.vault.now())
+        return await self.vault.replace(old, wider, ttl)
 
     @staticmethod
     def _scopes_to_ask(standing: Standing, requirement: Requirement) -> list[str]:
@@ -273,11 +280,14 @@ class Engine:
     def _sealed_request(request: AuthenticateRequest, scopes: list[str]) -> Typed:
         return Typed.of(request.model_copy(update={"auth_scopes": scopes}))
 
+    def _link(self, future: Future) -> str:
+        return f"{self._base_url}/connect/{future.ticket}"
+
     def _consent(self, stored: Stored[Future], standing: Standing) -> Consent:
         future = stored.entry
         return Consent(
             key=future.id,
-            url=f"{self._base_url}/connect/{future.ticket}",
+            url=self._link(future),
             expires_at=future.expires_at,
             state=standing.state,
             provider=standing.key.provider,
@@ -325,12 +335,14 @@ class Engine:
                 and future
                 and future.entry.resolved
             ):
-                await self.attempts.finish(future.entry.resolved)
+                awaited = future.entry.id
+                await self.attempts.finish(future.entry.resolved, standing.key)
                 continue
             left = end - asyncio.get_running_loop().time()
-            if standing.state is AuthState.PENDING_RESOLVE and future and left > 0:
+            pending = standing.state is AuthState.PENDING_RESOLVE
+            if pending and future and left > 0:
                 awaited = future.entry.id
-                await self.attempts.wait(awaited, left)
+                await self.attempts.wait(future, left)
                 continue
             if (
                 future
@@ -343,6 +355,7 @@ class Engine:
                 "call prepare and let the person open the link",
                 provider=requirement.provider,
                 scopes=standing.missing,
+                url=self._link(future.entry) if pending and future else None,
             )
 
     async def _renew(self, standing: Standing) -> Stored[Session] | None:
@@ -382,7 +395,8 @@ class Engine:
         requirement = outcome.requirement
         standing = await self.standing(owner, requirement)
         if standing.state is AuthState.RESOLVED and standing.future:
-            await self.attempts.finish(standing.future.entry.resolved or "")
+            uid = standing.future.entry.resolved or ""
+            await self.attempts.finish(uid, standing.key)
             standing = await self.standing(owner, requirement)
         if standing.state is AuthState.DO_REFRESH:
             renewed = await self._renew(standing)
@@ -441,19 +455,20 @@ class Engine:
         for candidate in self.registry.candidates(requirement):
             key = SessionKey(owner, provider, profile, candidate.connection())
             await self.vault.discard(entry_key(Future, key))
-            stored = shelf.get(Session, key)
-            if stored is None:
+            if not shelf.holds(Session, key):
                 continue
-            await self.vault.discard(stored.key)
+            await self.vault.discard(entry_key(Session, key))
             self._changed(owner)
             found = True
             try:
-                request = candidate.make_request(list(stored.entry.scopes))
-                await candidate.revoke(request, stored.entry.auth_context())
-            except Exception as error:  # noqa: BLE001 - best effort, it is gone here
-                logger.warning(
-                    "%s: not revoked: %s", candidate.name, type(error).__name__
-                )
+                session = shelf.get(Session, key)
+                context = session.entry.auth_context() if session else None
+            except CredentialUnreadable:
+                # Deleting it is the remedy for that.
+                logger.warning("%s: unreadable, so not revoked", candidate.name)
+                continue
+            if session and context:
+                await give_back(candidate, session.entry, context)
         return found
 
     async def sessions(self, owner: Owner) -> list[tuple[SessionKey, Stored[Session]]]:

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from ._errors import FutureNotFound
+from ._errors import (
+    ConfigurationError,
+    FutureNotFound,
+    PocketAuthError,
+    StorageError,
+)
 
 _UNSET = object()
 
@@ -55,9 +60,17 @@ class FutureData:
 
 @dataclass(slots=True, repr=False)
 class Serving:
-    """A request that one of our routes, or a third party's, is serving."""
+    """
+    A request that a third party's route is serving.
 
-    known_uid: str | None = None
+    Attributes:
+        named: Whether its query names an attempt; else its body may.
+        attempt: The attempt that its query names, if there is one.
+        resolved: What the route resolved; carried out when it has returned.
+    """
+
+    named: bool = False
+    attempt: FutureData | None = None
     resolved: list[tuple[str, Any]] = field(default_factory=list)
 
 
@@ -127,9 +140,12 @@ class _FutureStore:
         Raises:
             FutureNotFound: There is none, or it is over.
         """
-        attempt = _attempt.get()
-        if attempt is not None and attempt.uid == uid:
-            return attempt
+        serving = _serving.get()
+        for attempt in (_attempt.get(), serving.attempt if serving else None):
+            if attempt is not None and attempt.uid == uid:
+                return attempt
+        if serving is not None and serving.named:
+            raise FutureNotFound("no consent of that uid is being waited for")
         found: FutureData | None = self._first(lambda b: b.find_future(uid))
         if found is None:
             raise FutureNotFound("no consent of that uid is being waited for")
@@ -146,7 +162,8 @@ class _FutureStore:
             FutureNotFound: Nobody waits for that uid.
         """
         if (serving := _serving.get()) is not None:
-            if serving.known_uid != uid:
+            known = serving.attempt.uid if serving.attempt else None
+            if serving.named and known != uid:
                 raise FutureNotFound("no consent of that uid is being waited for")
             serving.resolved.append((uid, value))
         elif not self._first(lambda backing: backing.resolve_future(uid, value)):
@@ -154,7 +171,16 @@ class _FutureStore:
 
     @staticmethod
     def _first(ask: Callable[[Backing], Any]) -> Any:
-        return next((found for b in list(_backings) if (found := ask(b))), None)
+        failure: PocketAuthError | None = None
+        for backing in list(_backings):
+            try:
+                if found := ask(backing):
+                    return found
+            except (StorageError, ConfigurationError) as error:
+                failure = error  # of one of several; another may know the uid
+        if failure is not None:
+            raise failure
+        return None
 
 
 FutureStore = _FutureStore()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
@@ -18,16 +20,21 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.types import Command
 
-from ._gate import Desk, Gate
+from ._gate import Gate
 from ._models import Requirement
-from ._tools import Guard as ToolGuardLike
-from ._tools import Needs, guarded_needs, is_guarded, needs_of, wrap_tool
+from ._owner import run_info
+from ._steps import Desk
+from ._tools import Guard, guarded_needs, is_guarded, needs_of
+from ._wrapping import wrap_tool
 
+Requirements = tuple[Requirement, ...]
 Stored = dict[str, list[dict[str, Any]]]
+
+_KEPT = 1024  # tools whose annotations are known; an agent may make new ones per call
 
 
 class PocketAuthState(AgentState[Any]):
-    """What the middleware keeps for the time after a restart."""
+    """What the tools of the last model call need; for the gate after a restart."""
 
     pocket_auth_needs: NotRequired[Annotated[Stored, PrivateStateAttr]]
 
@@ -43,27 +50,33 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
     state_schema = PocketAuthState
 
     def __init__(
-        self, desk: Desk, guard: ToolGuardLike, tools: Iterable[BaseTool] | None
+        self, desk: Desk, guard: Guard, tools: Iterable[BaseTool] | None
     ) -> None:
         super().__init__()
         self._desk, self._guard = desk, guard
-        self._needs: dict[str, Needs | None] = {}
-        self._wrapped: dict[int, tuple[BaseTool, BaseTool]] = {}
-        for tool in tools or ():
-            self._register(tool)
+        self._guarded: OrderedDict[int, tuple[BaseTool, BaseTool]] = OrderedDict()
+        self._listed = _needs_by_name(map(self._guard_of, tools or ()))
 
-    # -- which tools there are: told with every model call, kept in private state
+    def _guard_of(self, tool: BaseTool) -> BaseTool:
+        """Return the guarded twin of a tool; itself, if it needs nothing."""
+        known = self._guarded.get(id(tool))
+        if known is not None and known[0] is tool:
+            return known[1]
+        twin = tool
+        if not is_guarded(tool) and (needs := needs_of(tool)).requirements:
+            twin = wrap_tool(tool, needs, self._guard)
+        self._guarded[id(tool)] = (tool, twin)
+        if len(self._guarded) > _KEPT:
+            self._guarded.popitem(last=False)
+        return twin
 
-    def _register(self, tool: Any) -> None:
-        if isinstance(tool, BaseTool):
-            needs = guarded_needs(tool) if is_guarded(tool) else needs_of(tool)
-            self._needs[tool.name] = needs if needs.requirements else None
+    # -- what there is to check: told with every model call, kept in private state
 
     def _remembered(self, request: ModelRequest[Any]) -> Command[Any] | None:
-        for tool in request.tools:
-            self._register(tool)
-        stored = _stored(self._needs)
-        if not stored or stored == request.state.get("pocket_auth_needs"):
+        tools = [self._guard_of(t) for t in request.tools if isinstance(t, BaseTool)]
+        needs = {**self._listed, **_needs_by_name(tools)}
+        stored = {name: list(map(_stored, needs[name])) for name in sorted(needs)}
+        if stored == (request.state.get("pocket_auth_needs") or {}):
             return None
         return Command(update={"pocket_auth_needs": stored})
 
@@ -74,8 +87,7 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
     ) -> Any:
         """Learn the tools of this call."""
         command = self._remembered(request)
-        response = handler(request)
-        return _extended(response, command)
+        return _extended(handler(request), command)
 
     async def awrap_model_call(
         self,
@@ -84,19 +96,18 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
     ) -> Any:
         """Learn the tools of this call."""
         command = self._remembered(request)
-        response = await handler(request)
-        return _extended(response, command)
+        return _extended(await handler(request), command)
 
     # -- the gate
 
     def _gate(self, state: Any) -> Gate:
-        stored: Stored = state.get("pocket_auth_needs") or {}
+        # The state's is what the model of this very turn was given.
+        stored: Stored | None = state.get("pocket_auth_needs")
 
         def needs(name: str) -> Iterable[Requirement]:
-            if name in self._needs:
-                known = self._needs[name]
-                return known.requirements if known else ()
-            return [_requirement(item) for item in stored.get(name, ())]
+            if stored is None:
+                return self._listed.get(name, ())
+            return map(_restored, stored.get(name, ()))
 
         return Gate(self._desk, needs)
 
@@ -112,36 +123,31 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         errors = await self._gate(state).acheck(state["messages"], ensure_config())
         return {"messages": errors} if errors else None
 
-    # -- the tools themselves: unwrapped ones are guarded for the call
+    # -- the tools themselves
 
-    def _guarded(self, request: ToolCallRequest) -> ToolCallRequest:
-        tool = request.tool
-        if tool is None or is_guarded(tool):
+    def _with_guard(self, request: ToolCallRequest) -> ToolCallRequest:
+        if request.tool is None:
             return request
-        known = self._wrapped.get(id(tool))
-        if known is None or known[0] is not tool:
-            needs = needs_of(tool)
-            guarded = (
-                wrap_tool(tool, needs, self._guard) if needs.requirements else tool
-            )
-            known = self._wrapped[id(tool)] = (tool, guarded)
-        return request if known[1] is tool else request.override(tool=known[1])
+        twin = self._guard_of(request.tool)
+        return request if twin is request.tool else request.override(tool=twin)
 
     def wrap_tool_call(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]],
     ) -> ToolMessage | Command[Any]:
-        """Bring the contexts into the call."""
-        return handler(self._guarded(request))
+        """Bring the contexts into the call, and the owner into runs inside it."""
+        with self._desk.owners.handed_down(run_info(ensure_config())):
+            return handler(self._with_guard(request))
 
     async def awrap_tool_call(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        """Bring the contexts into the call."""
-        return await handler(self._guarded(request))
+        """Bring the contexts into the call, and the owner into runs inside it."""
+        with self._desk.owners.handed_down(run_info(ensure_config())):
+            return await handler(self._with_guard(request))
 
 
 def _extended(
@@ -153,22 +159,13 @@ def _extended(
     return ExtendedModelResponse(model_response=response, command=command)
 
 
-def _stored(needs: dict[str, Needs | None]) -> Stored:
-    return {
-        name: [
-            {
-                "provider": r.provider,
-                "scopes": list(r.scopes),
-                "handler": r.handler,
-                "profile": r.profile,
-                "required": r.required,
-            }
-            for r in known.requirements
-        ]
-        for name, known in sorted(needs.items())
-        if known is not None
-    }
+def _needs_by_name(tools: Iterable[BaseTool]) -> dict[str, Requirements]:
+    return {t.name: guarded_needs(t).requirements for t in tools if is_guarded(t)}
 
 
-def _requirement(item: dict[str, Any]) -> Requirement:
+def _stored(requirement: Requirement) -> dict[str, Any]:
+    return {**asdict(requirement), "scopes": list(requirement.scopes)}
+
+
+def _restored(item: dict[str, Any]) -> Requirement:
     return Requirement(**{**item, "scopes": tuple(item["scopes"])})

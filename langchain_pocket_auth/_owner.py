@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from ._errors import OwnerUnknown
@@ -24,12 +26,14 @@ class RunInfo:
         context: The graph's run-time context, or `None`.
         user: Identity that a LangGraph Server authenticated, or `None`.
         thread_id: The conversation, or `None`.
+        on_server: Whether it runs in a LangGraph Server.
     """
 
     config: Mapping[str, Any]
     context: Any
     user: str | None
     thread_id: str | None
+    on_server: bool = False
 
 
 OwnerLike: TypeAlias = Owner | str | None
@@ -37,18 +41,6 @@ OwnerResolver: TypeAlias = Callable[[RunInfo], OwnerLike | Awaitable[OwnerLike]]
 
 DEFAULT_OWNER = Owner("thread", "default")
 """Off-server with a loopback base URL: one machine, one person (the spec's default)."""
-
-_inherited: ContextVar[Owner | None] = ContextVar("pocket_owner", default=None)
-
-
-@contextmanager
-def inherited_owner(owner: Owner) -> Iterator[None]:
-    """Let nested runs, whatever their thread id, act for the same owner."""
-    token = _inherited.set(owner)
-    try:
-        yield
-    finally:
-        _inherited.reset(token)
 
 
 def by_thread(run: RunInfo) -> Owner | None:
@@ -77,6 +69,10 @@ def owner_of(value: OwnerLike) -> Owner:
         return value
     if isinstance(value, str) and value:
         return Owner("user", value)
+    if value is not None:
+        raise OwnerUnknown(
+            f"owner= gave a {type(value).__name__}: a user id is a non-empty string"
+        )
     raise OwnerUnknown(
         "nobody knows whose account this run may use: set PocketAuth(owner=...) to "
         "a user id or to a function of the run, or run under an authenticated "
@@ -93,37 +89,68 @@ class OwnerSource:
     def resolve(self, config: Mapping[str, Any]) -> Owner:
         """Return the owner; an asynchronous resolver is run in a loop of its own."""
         found = self._known(config)
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
-        return owner_of(found)
+        return owner_of(_wait(found) if inspect.isawaitable(found) else found)
 
     async def aresolve(self, config: Mapping[str, Any]) -> Owner:
         """Return the owner; the app's resolver runs on the caller's loop."""
         found = self._known(config)
         return owner_of(await found if inspect.isawaitable(found) else found)
 
+    @contextmanager
+    def handed_down(self, owner: Owner | RunInfo) -> Iterator[None]:
+        """
+        Let nested runs, whatever their thread id, act for the same owner.
+
+        With a `RunInfo`: for the owner of that run, resolved when one is asked for,
+        unless the run itself is such a nested one.
+        """
+        known = _inherited.get()
+        if self not in known or isinstance(owner, Owner):
+            known = {**known, self: owner}
+        token = _inherited.set(known)
+        try:
+            yield
+        finally:
+            _inherited.reset(token)
+
     def _known(self, config: Mapping[str, Any]) -> OwnerLike | Awaitable[OwnerLike]:
-        if (owner := _inherited.get()) is not None:
-            return owner
+        inherited = _inherited.get().get(self)
+        if isinstance(inherited, Owner):
+            return inherited
         setting = self._setting
-        if setting is None or callable(setting):
-            run = run_info(config)
-            if run.user:
-                return Owner("user", run.user)
-            if setting is None:
-                on_server = _server_info() is not None
-                return DEFAULT_OWNER if self._loopback and not on_server else None
+        if setting is not None and not callable(setting):
+            return setting
+        run = inherited or run_info(config)
+        if run.user:
+            return Owner("user", run.user)
+        if setting is not None:
             return setting(run)
-        return setting
+        return DEFAULT_OWNER if self._loopback and not run.on_server else None
 
 
-async def _awaited(value: Awaitable[OwnerLike]) -> OwnerLike:
-    return await value
+# By source: another pocket's owner is not ours.
+_inherited: ContextVar[Mapping[OwnerSource, Owner | RunInfo]]
+_inherited = ContextVar("pocket_owner", default=MappingProxyType({}))
+
+
+def _wait(value: Awaitable[OwnerLike]) -> OwnerLike:
+    async def awaited() -> OwnerLike:
+        return await value
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(awaited())
+    # Synchronous code inside a running loop, as in a notebook.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, awaited()).result()
 
 
 def run_info(config: Mapping[str, Any]) -> RunInfo:
     """Gather what is known of the run that *config* belongs to."""
-    runtime, server = _runtime(), _server_info()
+    runtime = _runtime()
+    # Set by LangGraph Server only; `configurable` can be set by any client.
+    server = getattr(runtime, "server_info", None)
     user = getattr(getattr(server, "user", None), "identity", None)
     thread_id = (config.get("configurable") or {}).get("thread_id")
     return RunInfo(
@@ -131,6 +158,7 @@ def run_info(config: Mapping[str, Any]) -> RunInfo:
         context=getattr(runtime, "context", None),
         user=user if isinstance(user, str) and user else None,
         thread_id=str(thread_id) if thread_id is not None else None,
+        on_server=server is not None,
     )
 
 
@@ -141,8 +169,3 @@ def _runtime() -> Any:
         return get_runtime()
     except (RuntimeError, KeyError):
         return None  # outside a graph
-
-
-def _server_info() -> Any:
-    # Set by LangGraph Server only; `configurable` can be set by any client.
-    return getattr(_runtime(), "server_info", None)

@@ -14,7 +14,8 @@ from ._catalog import Catalog, Provider
 from ._engine import Engine
 from ._errors import ConfigurationError
 from ._futures import register_backing
-from ._gate import Gate, ToolGuard
+from ._gate import Gate
+from ._guard import ToolGuard
 from ._loop import LOOP
 from ._models import (
     AuthContext,
@@ -33,8 +34,8 @@ from ._tools import (
     guarded_needs,
     is_guarded,
     needs_of,
-    wrap_tool,
 )
+from ._wrapping import wrap_tool
 from .handlers import AuthHandlerInterface
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ class PocketAuth:
         """Return how a request stands; changes nothing."""
         asked = self._asked(auth_req, auth_handler_name, auth_provider, profile)
         who = _owner(thread_id, owner)
-        if self._service.peek(who, asked) is not None:
+        if self._service.peek_request(who, asked, auth_req) is not None:
             return AuthState.SKIP_AUTH
         writes = self._service.writes
         standing = await self._service.ask(lambda e: e.standing(who, asked, auth_req))
@@ -368,7 +369,8 @@ class PocketAuth:
         """
         asked = self._asked(auth_req, auth_handler_name, auth_provider, profile)
         who = _owner(thread_id, owner)
-        if (context := self._service.peek(who, asked)) is not None:
+        context = self._service.peek_request(who, asked, auth_req)
+        if context is not None:
             return context
         writes = self._service.writes
         session = await self._service.ask(

@@ -195,7 +195,7 @@ class Refresher:
         current = await self._vault.get(Session, stored.key)
         if current is None:
             # Disconnected meanwhile: it does not come back, the new grant is returned.
-            await self._give_back(handler, stored.entry, new)
+            await give_back(handler, stored.entry, new)
         return current
 
     @staticmethod
@@ -297,12 +297,13 @@ class Refresher:
             self._cooldown = {k: u for k, u in self._cooldown.items() if now < u}
         self._cooldown[key] = until
 
-    @staticmethod
-    async def _give_back(
-        handler: AuthHandlerInterface, session: Session, context: AuthContext
-    ) -> None:
-        try:
-            request = handler.make_request(list(session.scopes))
-            await handler.revoke(request, context)
-        except Exception as error:  # noqa: BLE001 - best effort
-            logger.warning("%s: not revoked: %s", handler.name, type(error).__name__)
+
+async def give_back(
+    handler: AuthHandlerInterface, session: Session, context: AuthContext
+) -> None:
+    """Withdraw a grant at the provider, as far as it can be done."""
+    try:
+        request = handler.make_request(list(session.scopes))
+        await handler.revoke(request, context)
+    except Exception as error:  # noqa: BLE001 - best effort, it is gone here
+        logger.warning("%s: not revoked: %s", handler.name, type(error).__name__)

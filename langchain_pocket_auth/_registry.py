@@ -62,6 +62,8 @@ class Registry:
         """
         own = [h for h in self.own if provider_id(h) == provider]
         row = self._of_row(provider)
+        if own and row and provider not in self._clients:
+            row = None  # replaced by the app's own: it is not registered for the row
         found = [*own, *([row] if row and row.name not in self._by_name else [])]
         if not found:
             self._catalog.get(provider)

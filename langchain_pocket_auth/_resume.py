@@ -145,23 +145,24 @@ def resume(source: Any, *, decline: Iterable[Any] = ()) -> Command[Any]:
             model is told so and the rest goes on.
 
     Raises:
-        ValueError: Nothing of ours is pending.
+        ValueError: Nothing of ours is pending, or not what is declined.
     """
-    refused = {getattr(entry, "key", entry) for entry in decline}
+    unwanted = {getattr(entry, "key", entry) for entry in decline}
+    known: set[Any] = set()
     answers: dict[str, Any] = {}
     for interrupt_id, value in _interrupts(source):
-        responses = {
-            request["key"]: {
-                "action": "decline"
-                if refused & {request["key"], request["provider"]}
-                else "accept"
-            }
-            for request in _requests(value)
-        }
+        responses = {}
+        for request in _requests(value):
+            names = {request["key"], request["provider"]}
+            known |= names
+            action = "decline" if names & unwanted else "accept"
+            responses[request["key"]] = {"action": action}
         if responses and interrupt_id:
             answers[interrupt_id] = {"responses": responses}
     if not answers:
         raise ValueError("this run does not wait for an authorization")
+    if unwanted - known:
+        raise ValueError(f"not asked for, so not declined: {unwanted - known}")
     return Command(resume=answers)
 
 
@@ -172,28 +173,29 @@ def _requests(value: Any) -> list[dict[str, Any]]:
 
 
 def _interrupts(source: Any) -> list[tuple[str, Any]]:
-    if isinstance(source, (str, bytes)) or source is None:
-        return []
+    """Find id and value of every interrupt, in whatever shape a run is described."""
+    if isinstance(source, Mapping):
+        return _interrupts_of(source)
+    if hasattr(source, "interrupts"):  # a state snapshot, one of its tasks
+        return _interrupts(list(source.interrupts))
     if hasattr(source, "value") and hasattr(source, "id"):
         return [(source.id, source.value)]
-    if isinstance(source, Mapping):
-        if source.get("type") == PAYLOAD_TYPE:
-            return [("", source)]
-        if "value" in source and ("id" in source or "interrupt_id" in source):
-            return [(source.get("id") or source["interrupt_id"], source["value"])]
-        found = [
-            part
-            for key in ("__interrupt__", "interrupts", "tasks")
-            for part in _interrupts(_listed(source.get(key)))
-        ]
-        return list({json.dumps(part, default=str): part for part in found}.values())
-    if isinstance(source, tuple) and hasattr(source, "interrupts"):
-        return _interrupts(list(source.interrupts))  # a state snapshot
-    if hasattr(source, "interrupts"):
-        return _interrupts(list(source.interrupts))
     if isinstance(source, (list, tuple)):
         return [part for entry in source for part in _interrupts(entry)]
     return []
+
+
+def _interrupts_of(source: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if source.get("type") == PAYLOAD_TYPE:
+        return [("", source)]
+    if "value" in source and ("id" in source or "interrupt_id" in source):
+        return [(source.get("id") or source["interrupt_id"], source["value"])]
+    found = [
+        part
+        for key in ("__interrupt__", "interrupts", "tasks")
+        for part in _interrupts(_listed(source.get(key)))
+    ]
+    return list({json.dumps(part, default=str): part for part in found}.values())
 
 
 def _listed(value: Any) -> list[Any] | None:

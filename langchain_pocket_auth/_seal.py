@@ -65,24 +65,21 @@ class KeyRing:
     @classmethod
     def file(cls, path: Path) -> KeyRing:
         """Read the key file, which is made on first use: 0600 in a 0700 directory."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written aside and linked into place: of two processes that start at once
-        # one wins, and nobody ever reads half a key.
-        if not path.exists():
-            aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as out:
-                out.write(new_key() + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-            with suppress(FileExistsError):
-                os.link(aside, path)
-            aside.unlink()
-        if path.stat().st_mode & 0o077 and os.name == "posix":
+        try:
+            if not path.exists():
+                _create_key_file(path)
+            shared = path.stat().st_mode & 0o077 and os.name == "posix"
+            text = path.read_text()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"the key file {path} cannot be made or read "
+                f"({type(error).__name__}); set POCKET_AUTH_KEYS instead"
+            ) from None
+        if shared:
             raise ConfigurationError(
                 f"the key file {path} can be read by others: chmod 600 it"
             )
-        return cls.parse(path.read_text().replace("\n", ","))
+        return cls.parse(text.replace("\n", ","))
 
     def seal(self, plain: bytes, *bound_to: str) -> bytes:
         """Encrypt *plain*, openable only together with the same *bound_to*."""
@@ -120,6 +117,23 @@ class KeyRing:
                 f"a stored record does not open with the key {key_id!r}: it was "
                 "changed, moved from another row, or the key is another one"
             ) from None
+
+
+def _create_key_file(path: Path) -> None:
+    # Written aside and linked into place: of two processes that start at once
+    # one wins, and nobody ever reads half a key.
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as out:
+            out.write(new_key() + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink()
 
 
 def new_key() -> str:

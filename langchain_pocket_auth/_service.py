@@ -15,7 +15,7 @@ from ._engine import Engine
 from ._errors import ProviderError
 from ._futures import FutureData
 from ._loop import LOOP
-from ._models import AuthContext, Outcome, Owner, Requirement
+from ._models import AuthContext, AuthenticateRequest, Outcome, Owner, Requirement
 from ._owner import OwnerSource
 from ._refresh import advisory_at
 from ._registry import Registry
@@ -34,6 +34,7 @@ class Cached:
 
     until: float  # time.monotonic()
     renew_at: datetime | None
+    client_id: str | None
     context: AuthContext
 
 
@@ -159,6 +160,15 @@ class Service:
             return None
         return cached.context
 
+    def peek_request(
+        self, owner: Owner, requirement: Requirement, request: AuthenticateRequest
+    ) -> AuthContext | None:
+        """Answer from memory, if the session is of the request's client."""
+        context = self.peek(owner, requirement)
+        cached = self._cache.get(owner, {}).get(requirement)
+        client_id = getattr(request, "client_id", None)
+        return context if cached and cached.client_id == client_id else None
+
     @property
     def writes(self) -> int:
         """How many sessions were written here; taken before a read, for `keep`."""
@@ -174,6 +184,7 @@ class Service:
             self._cache.setdefault(owner, {})[requirement] = Cached(
                 time.monotonic() + self._cache_ttl_s,
                 advisory_at(session, session.auth_context()),
+                session.client_id,
                 context,
             )
             while len(self._cache) > MAX_CACHED_OWNERS:

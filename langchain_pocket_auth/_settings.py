@@ -98,7 +98,7 @@ def client_of(provider: str, value: ClientLike) -> Client:
     try:
         if isinstance(value, Mapping):
             return Client(**value)
-        client_id, secret = value
+        client_id, secret = [] if isinstance(value, str) else value
         return Client(client_id=client_id, client_secret=SecretStr(secret))
     except (ValidationError, TypeError, ValueError):
         raise ConfigurationError(

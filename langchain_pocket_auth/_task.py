@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from langchain_core.messages import AIMessage, ToolMessage
 
@@ -15,74 +17,92 @@ _SCRATCHPAD = "__pregel_scratchpad"
 _TASK_ID = "__pregel_task_id"
 _READ = "__pregel_read"
 _CHECKPOINTER = "__pregel_checkpointer"
+_RESUMING = "__pregel_resuming"
 _PUSH = ("__pregel_push",)
-
-_KEPT = 4096  # executions whose calls are counted; each ends within a superstep
 
 
 class _Execution:
-    """One execution of a task: guarded calls are numbered in it."""
+    """One execution of a task: its guarded calls are numbered and watched."""
 
-    __slots__ = ("deciding", "lock", "next", "scratchpad")
+    __slots__ = ("_active", "_lock", "_next")
 
-    def __init__(self, scratchpad: Any) -> None:
-        self.scratchpad = scratchpad  # kept, so that its id is not given out again
-        self.next = 0
-        self.deciding = 0
-        self.lock = threading.Lock()
+    def __init__(self) -> None:
+        self._next = 0
+        self._active: set[GuardedCall] = set()
+        self._lock = threading.Lock()
+
+    def enter(self, call: GuardedCall, around: frozenset[GuardedCall]) -> int:
+        with self._lock:
+            beside = self._active - around
+            for other in beside:
+                other.alone = False
+            call.alone = not beside
+            self._active.add(call)
+            self._next += 1
+            return self._next - 1
+
+    def leave(self, call: GuardedCall) -> None:
+        with self._lock:
+            self._active.discard(call)
 
 
-_executions: OrderedDict[int, _Execution] = OrderedDict()
+# By the function with which a task takes its answers, which lives as long as the
+# task; a retry keeps it and gets a new counter, because it starts from the top.
+_executions: WeakKeyDictionary[Callable[..., Any], dict[Any, _Execution]]
+_executions = WeakKeyDictionary()
 _executions_lock = threading.Lock()
 
 
 def _execution(scratchpad: Any) -> _Execution:
     with _executions_lock:
-        found = _executions.get(id(scratchpad))
-        if found is None:
-            found = _executions[id(scratchpad)] = _Execution(scratchpad)
-            if len(_executions) > _KEPT:
-                _executions.popitem(last=False)
-        else:
-            _executions.move_to_end(id(scratchpad))
-    return found
+        attempts = _executions.setdefault(scratchpad.get_null_resume, {})
+        return attempts.setdefault(scratchpad.interrupt_counter, _Execution())
+
+
+_around: ContextVar[frozenset[GuardedCall]] = ContextVar(
+    "pocket_calls", default=frozenset()
+)
 
 
 class GuardedCall:
     """
-    A guarded call inside a task of a graph.
+    A guarded call inside a task of a graph, from its entry to the end of its body.
 
     Attributes:
         task: The task's id; the same when the task runs again.
         ordinal: The how-manieth guarded call of this execution it is.
+        alone: Whether no other guarded call of the task was under way beside it;
+            the calls around it do not count.
     """
 
-    __slots__ = ("_config", "_execution", "ordinal", "task")
-
     def __init__(self, config: Mapping[str, Any], scratchpad: Any) -> None:
-        self._config = config
-        self._execution = execution = _execution(scratchpad)
+        self._config, self._scratchpad = config, scratchpad
+        self._execution = _execution(scratchpad)
         self.task: str = config["configurable"][_TASK_ID]
-        with execution.lock:
-            self.ordinal = execution.next
-            execution.next += 1
-            execution.deciding += 1
+        self.alone = True
+        self.ordinal = self._execution.enter(self, _around.get())
 
-    def decided(self) -> None:
-        """The call knows what to do; others of the task may pause now."""
-        with self._execution.lock:
-            self._execution.deciding -= 1
+    def leave(self) -> None:
+        """End the call; more than once does no harm."""
+        self._execution.leave(self)
+
+    @contextmanager
+    def body(self) -> Iterator[None]:
+        """Mark the time in which calls belong to this one's body."""
+        token = _around.set(_around.get() | {self})
+        try:
+            yield
+        finally:
+            _around.reset(token)
 
     @property
     def resumed(self) -> bool:
-        """Whether the task has an answer that could be ours."""
-        scratchpad = self._execution.scratchpad
-        return bool(scratchpad.resume) or scratchpad.get_null_resume(False) is not None
-
-    @property
-    def has_checkpointer(self) -> bool:
-        """Whether a pause could ever be resumed."""
-        return self._config["configurable"].get(_CHECKPOINTER) is not None
+        """Whether this is not the task's first run, so that it may have paused."""
+        return (
+            bool(self._config["configurable"].get(_RESUMING))
+            or bool(self._scratchpad.resume)
+            or self._scratchpad.get_null_resume(False) is not None
+        )
 
     @property
     def may_pause(self) -> bool:
@@ -92,7 +112,7 @@ class GuardedCall:
         In a shared task the answer to one call's pause could reach another's,
         even when resumed by id: the order of their `interrupt()`s is a race.
         """
-        if self._execution.deciding > 1:
+        if not self.alone:
             return False
         triggers = (self._config.get("metadata") or {}).get("langgraph_triggers")
         return tuple(triggers or ()) == _PUSH or self._open_calls() <= 1

@@ -8,9 +8,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from ._errors import ConfigurationError, CredentialUnreadable
 from ._models import (
@@ -29,6 +31,10 @@ from .storage import Key, Record, StorageBackend
 # A version starts at a random number and counts up: a row that was deleted and
 # made again never reaches an old version, so an old seal does not open in it.
 _VERSION_BITS = 52
+ATTEMPT_TTL = timedelta(minutes=10)  # the longest a login takes; codes live less
+ATTEMPT_KEPT = timedelta(days=1)  # so that a late answer is told "expired"
+CAS_TRIES = 8
+SWEEP_EVERY = 100  # new records between two cleanings
 
 
 class _Entry(BaseModel):
@@ -154,6 +160,8 @@ class Future(_Entry):
     turns: list[str] = Field(default_factory=list)
     """Which turns of which conversations wait for it; the last 50."""
     tools: list[str] = Field(default_factory=list)
+    withheld: list[str] = Field(default_factory=list)
+    """What the person left out."""
     resolved: str | None = None
     """Name of an attempt that was answered outside a callback."""
     expires_at: datetime
@@ -236,6 +244,10 @@ class Shelf:
             return None
         return self._vault.unseal(kind, (self._owner.namespace, name), record)
 
+    def holds(self, kind: type[_Entry], key: SessionKey) -> bool:
+        """Whether there is an entry of that session key."""
+        return key.name(kind.purpose) in self._records
+
     def keys(self, kind: type[_Entry]) -> list[SessionKey]:
         """Return the session keys of all entries of a kind."""
         parts = [json.loads(name) for name in self._records]
@@ -253,6 +265,7 @@ class Vault:
         self, backend: StorageBackend, keys: KeyRing, clock: Callable[[], datetime]
     ) -> None:
         self._backend, self._keys, self.now = backend, keys, clock
+        self._created = count(1)
 
     async def open(self) -> None:
         """
@@ -262,17 +275,21 @@ class Vault:
             ConfigurationError: They do not: starting now would ask everybody again.
         """
         await self._backend.open()
-        key = ("meta", "canary")
-        if (record := await self._backend.get(key)) is None:
-            await self.create(key, _Canary())
-            return
         try:
-            self.unseal(_Canary, key, record)
+            await self._backend.sweep()
+            key = ("meta", "canary")
+            # Of two processes that start at once one creates it, both read it.
+            if await self._backend.get(key) is None:
+                await self.create(key, _Canary())
+            await self.get(_Canary, key)
         except CredentialUnreadable as error:
             await self._backend.close()
             raise ConfigurationError(
                 f"the keys do not fit this store: {error}"
             ) from None
+        except BaseException:
+            await self._backend.close()
+            raise
 
     async def close(self) -> None:
         """Close the backend."""
@@ -291,6 +308,8 @@ class Vault:
         self, key: Key, entry: E_, ttl: timedelta | None = None
     ) -> Stored[E_] | None:
         """Store a new entry; `None` if there is one already."""
+        if ttl is not None and next(self._created) % SWEEP_EVERY == 0:
+            await self._backend.sweep()  # as many leave as come, and more
         stored = Stored(key, secrets.randbits(_VERSION_BITS), entry)
         return await self._put(stored, None, ttl)
 
@@ -323,7 +342,14 @@ class Vault:
     async def _put(
         self, new: Stored[E_], expected: int | None, ttl: timedelta | None
     ) -> Stored[E_] | None:
-        plain = new.entry.model_dump_json(context=REVEAL).encode()
+        try:
+            plain = new.entry.model_dump_json(context=REVEAL).encode()
+        except PydanticSerializationError:
+            plain = b""
+        if not plain:
+            raise ConfigurationError(
+                f"a {new.entry.purpose} holds something that is not JSON"
+            )
         value = self._keys.seal(plain, *new.key, str(new.version))
         done = await self._backend.put(
             new.key, value, version=new.version, expected=expected, ttl=ttl

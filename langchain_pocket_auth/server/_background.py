@@ -7,7 +7,11 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from .._errors import CallbackServerError
+from ._pages import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     import uvicorn
@@ -23,7 +27,6 @@ class BackgroundServer:
     def __init__(self, base_url: str, routes: APIRouter, generation: int) -> None:
         self._base_url, self._routes, self.generation = base_url, routes, generation
         self._server: uvicorn.Server | None = None
-        self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
     async def start(self) -> None:
@@ -36,16 +39,21 @@ class BackgroundServer:
                 there would receive the codes.
         """
         async with self._starting:
-            if self._task is not None and not self._task.done():
-                return
-            await self._start()
+            if self._server is None or not self._serving(self._server):
+                self._server = await self._started()
 
-    async def _start(self) -> None:
+    @staticmethod
+    def _serving(server: uvicorn.Server) -> bool:
+        return all(listener.is_serving() for listener in server.servers)
+
+    async def _started(self) -> uvicorn.Server:
         import uvicorn
         from fastapi import FastAPI
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         app.include_router(self._routes)
+        app.add_exception_handler(404, _no_page)
+        app.add_exception_handler(405, _no_page)
         listener = self._bind()
         config = uvicorn.Config(
             _Unlogged(app),
@@ -53,24 +61,25 @@ class BackgroundServer:
             access_log=False,
             lifespan="off",
             server_header=False,
+            date_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=int(STOP_LIMIT_S),
         )
-        server = self._server = uvicorn.Server(config)
-        # Signals belong to the app.
-        self._task = asyncio.ensure_future(server._serve([listener]))  # noqa: SLF001
-        while not server.started and not self._task.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)  # uvicorn says so in an attribute only
-        if self._task.done():
-            listener.close()
-            raise CallbackServerError(
-                f"the callback server did not start at {self._base_url}"
-            ) from self._task.exception()
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        # Not `serve`: signals belong to the app, and its loop is for restarts.
+        await server.startup(sockets=[listener])
+        return server
 
     def _bind(self) -> socket.socket:
         parts = urlsplit(self._base_url)
+        if parts.scheme == "https" or parts.path:
+            raise CallbackServerError(
+                f"the callback server speaks plain http at the root, and base_url is "
+                f"{self._base_url}: mount pocket.router in your own app behind it"
+            )
         host = "::1" if parts.hostname == "::1" else "127.0.0.1"
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        port = parts.port or 80
         family = socket.AF_INET6 if host == "::1" else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,16 +99,26 @@ class BackgroundServer:
 
     async def stop(self) -> None:
         """Stop listening; requests in hand get a moment to end."""
-        server, task = self._server, self._task
-        self._server = self._task = None
-        if server is None or task is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        server.should_exit = True
+        for listener in server.servers:
+            listener.close()
+        state = server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()  # when it has answered
         try:
-            async with asyncio.timeout(2 * STOP_LIMIT_S):
-                await task
+            async with asyncio.timeout(STOP_LIMIT_S):
+                while state.connections or state.tasks:  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)  # uvicorn tells nobody
         except TimeoutError:
-            task.cancel()
+            for task in state.tasks:
+                task.cancel()
+
+
+async def _no_page(_request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    return Response(status_code=status, headers=dict(SECURITY_HEADERS))
 
 
 class _Unlogged:

@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .._errors import (
     CallbackRefused,
     ConfigurationError,
+    FutureNotFound,
     PocketAuthError,
     ProviderError,
     ProviderUnavailable,
     StorageError,
 )
-from .._futures import Serving, serving_context
+from .._futures import FutureData, Serving, serving_context
 from .._http import LOOPBACK_HOSTS
 from .._service import Service
 from ._pages import SECURITY_HEADERS, Outcome, page
@@ -28,6 +29,7 @@ from ._pages import SECURITY_HEADERS, Outcome, page
 logger = logging.getLogger(__name__)
 
 MAX_QUERY_BYTES = 8192
+_METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"]
 _STATUS = {
     "unknown": 404,
     "expired": 410,
@@ -41,7 +43,7 @@ def make_router(
     service: Service, routers: Sequence[APIRouter] = (), app_name: str | None = None
 ) -> APIRouter:
     """Return all routes, with those of own handlers first."""
-    router = APIRouter()
+    router = APIRouter(include_in_schema=False)
     desk = _Desk(service, app_name)
     handlers = service.registry.own
     for handler in [h for h in handlers if h.router is not None]:
@@ -49,7 +51,7 @@ def make_router(
     for foreign in routers:
         _add_foreign(router, foreign, desk, {h.name for h in handlers if not h.router})
 
-    @router.get("/connect/{ticket}", include_in_schema=True)
+    @router.get("/connect/{ticket}")
     async def connect(request: Request, ticket: str) -> Response:
         """Show who asks for what. Changes nothing, whoever fetches it."""
         return await desk.show(request, ticket)
@@ -59,7 +61,8 @@ def make_router(
         """Start an attempt and send the person to the provider."""
         return await desk.start(request, ticket)
 
-    @router.get("/auth/{provider}/{method}/callback")
+    # All methods, so that none is answered by a page, or logged, without our care.
+    @router.api_route("/auth/{provider}/{method}/callback", methods=_METHODS)
     async def callback(request: Request, provider: str, method: str) -> Response:
         """Take the provider's answer and exchange it at once."""
         return await desk.callback(request, provider, method)
@@ -86,6 +89,9 @@ class _Desk:
             return self.failed(error)
         future = stored.entry
         label = self._label(key.provider)
+        if future.status == "done" and future.withheld:
+            left_out = future.withheld
+            return page(Outcome.WITHHELD, status=200, provider=label, scopes=left_out)
         if future.status == "done":
             return page(Outcome.CONNECTED, status=200, provider=label)
         if future.status == "denied":
@@ -117,10 +123,10 @@ class _Desk:
 
     async def callback(self, request: Request, provider: str, method: str) -> Response:
         """Answer a provider's redirect (RFC 6749 section 4.1.2)."""
-        refused = self.foreign_host(request) or _prefetched(request)
+        query = _query(request.scope)  # first: it hides the query from access logs
+        refused = self.foreign_host(request) or _not_a_visit(request)
         if refused is not None:
             return refused
-        query = _query(request.scope)
         if query is None or not query.get("state"):
             return _refusal("malformed")
         return await self.answer(
@@ -168,14 +174,16 @@ class _Desk:
 
     def foreign_host(self, request: Request) -> Response | None:
         """Refuse names that are not ours: DNS rebinding comes with its own."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:
+            host = None
         return None if host in LOOPBACK_HOSTS else _refusal("mismatch", status=421)
 
     def _same_origin(self, request: Request) -> bool:
-        # Browsers that know it always send it; `same-site` is another port of ours.
+        # Browsers since 2023 always send it; `same-site` is another port of ours.
         if (site := request.headers.get("sec-fetch-site")) is not None:
             return site == "same-origin"
-        # Our pages send no referrer, which makes older browsers say "null".
         return request.headers.get("origin") in {None, self._origin}
 
 
@@ -183,8 +191,17 @@ def _refusal(reason: str, *, status: int | None = None) -> HTMLResponse:
     return page(Outcome(reason), status=status or _STATUS[reason])
 
 
+def _not_a_visit(request: Request) -> Response | None:
+    """Answer what is not a person's browser going there, and change nothing."""
+    if request.method != "GET":
+        headers = {**SECURITY_HEADERS, "Allow": "GET"}
+        return Response(status_code=405, headers=headers)
+    return _prefetched(request)
+
+
 def _prefetched(request: Request) -> Response | None:
-    if "prefetch" in request.headers.get("sec-purpose", ""):
+    purposes = (request.headers.get(name, "") for name in ("sec-purpose", "purpose"))
+    if any("prefetch" in purpose for purpose in purposes):
         return Response(status_code=204, headers=dict(SECURITY_HEADERS))
     return None
 
@@ -244,32 +261,33 @@ class _Foreign:
         self._app, self._desk, self._handlers = app, desk, handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inner, query = dict(scope), _query(scope)
         request = Request(scope, receive)
         response = self._desk.foreign_host(request) or _prefetched(request)
+        if response is None and query is None:
+            response = _refusal("malformed")
         if response is None:
-            response = await self._serve(scope, receive)
+            try:
+                response = await self._serve(query or {}, inner, receive)
+            except PocketAuthError as error:
+                response = self._desk.failed(error)
         await response(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive) -> Response:
-        inner = dict(scope)
-        query = _query(scope)
-        if query is None:
-            return _refusal("malformed")
-        uid = query.get("state", "")
-        stored = await self._desk.ask(lambda e: e.attempts.find(uid)) if uid else None
-        if stored is not None and stored.entry.handler not in self._handlers:
-            return _refusal("mismatch")
-        issuer = query.get("iss")
-        if stored is not None and "error" in query:
-            return await self._desk.answer(
-                uid, handler_name=None, error=query["error"], issuer=issuer
-            )
-        serving = Serving(uid if stored is not None else None)
-        with serving_context(serving):
-            response = await _captured(self._app, inner, receive)
+    async def _serve(
+        self, query: dict[str, str], inner: Scope, receive: Receive
+    ) -> Response:
+        uid, answer = query.get("state", ""), {"issuer": query.get("iss")}
+        attempt = await self._ours(uid) if uid else None
+        if attempt is not None and "error" in query:
+            answer["error"] = query["error"]
+            return await self._desk.answer(uid, handler_name=None, **answer)
+        serving = Serving(bool(uid), attempt)
+        response = await self._page(serving, inner, receive)
         for resolved, value in serving.resolved:
+            if resolved != uid:
+                await self._ours(resolved)
             ours = await self._desk.answer(
-                resolved, handler_name=None, value=value, issuer=issuer
+                resolved, handler_name=None, value=value, **answer
             )
             if ours.status_code >= 400:  # noqa: PLR2004
                 return ours
@@ -277,6 +295,29 @@ class _Foreign:
         response.headers.update(headers)
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
+
+    async def _ours(self, uid: str) -> FutureData | None:
+        """Return the attempt of a uid, if it is one that this route may answer."""
+        stored = await self._desk.ask(lambda e: e.attempts.find(uid))
+        if stored is None:
+            return None
+        if stored.entry.handler not in self._handlers:
+            raise CallbackRefused("mismatch")
+        return FutureData(uid, dict(stored.entry.data), tuple(stored.entry.scopes))
+
+    async def _page(self, serving: Serving, inner: Scope, receive: Receive) -> Response:
+        try:
+            with serving_context(serving):
+                response = await _captured(self._app, inner, receive)
+        except FutureNotFound:
+            return _refusal("unknown")
+        except Exception as error:  # noqa: BLE001 - whatever an endpoint raises
+            # Not its text: it may hold the code.
+            logger.warning("a callback endpoint failed: %s", type(error).__name__)
+            serving.resolved.clear()
+            return page(Outcome.FAILED, status=502, button="")
+        # FastAPI's own answer to a missing parameter would repeat the others.
+        return _refusal("malformed") if response.status_code == 422 else response  # noqa: PLR2004
 
 
 async def _captured(app: ASGIApp, scope: Scope, receive: Receive) -> Response:

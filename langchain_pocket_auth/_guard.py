@@ -1,0 +1,187 @@
+"""The guard in front of each tool: lets a call in, pauses alone, or answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.types import interrupt
+
+from ._errors import (
+    AuthorizationRefused,
+    AuthorizationRequired,
+    GateRequired,
+    ProviderError,
+    ScopeWithheld,
+)
+from ._models import AuthContext, Outcome, Owner, Requirement
+from ._resume import payload
+from ._steps import (
+    Desk,
+    Steps,
+    adrive,
+    ask,
+    drive,
+    error_message,
+    name_of,
+    no_checkpointer,
+    take,
+    unmet_of,
+)
+from ._task import GuardedCall, guarded_call, has_checkpointer
+from ._tools import Entry, Needs
+
+Contexts: TypeAlias = dict[Requirement, AuthContext | None]
+
+# What a model can be told about; everything else ends the run.
+_TOLD = (AuthorizationRefused, ScopeWithheld, ProviderError)
+
+
+class ToolGuard:
+    """
+    Lets single calls in: at once where a session is valid.
+
+    Where no gate stands before the tool it pauses by itself, in a task of its own.
+    How often it did is kept outside the graph: when the task runs again, each
+    guarded call first takes the answers to its own pauses, so that an `interrupt()`
+    in the tool's body never reads one of them.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def enter(
+        self, tool: BaseTool, needs: Needs, config: RunnableConfig, call_id: str | None
+    ) -> Entry | ToolMessage:
+        """Let a call in, or answer it; synchronous."""
+        with _under_way(config) as call:
+            owner = self._desk.owners.resolve(config)
+            visit = _Visit(self._desk, owner, tool.name, config, call, call_id)
+            return drive(self._desk, visit.steps(needs.requirements))
+
+    async def aenter(
+        self, tool: BaseTool, needs: Needs, config: RunnableConfig, call_id: str | None
+    ) -> Entry | ToolMessage:
+        """Let a call in, or answer it."""
+        with _under_way(config) as call:
+            owner = await self._desk.owners.aresolve(config)
+            visit = _Visit(self._desk, owner, tool.name, config, call, call_id)
+            return await adrive(self._desk, visit.steps(needs.requirements))
+
+
+@contextmanager
+def _under_way(config: RunnableConfig) -> Iterator[GuardedCall | None]:
+    """Register a call of a task; who lets it in ends it."""
+    call = guarded_call(config)
+    try:
+        yield call
+    except BaseException:
+        if call is not None:
+            call.leave()
+        raise
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One call at the guard."""
+
+    desk: Desk
+    owner: Owner
+    tool: str
+    config: RunnableConfig
+    call: GuardedCall | None
+    call_id: str | None
+    answers: list[Any] = field(default_factory=list)
+
+    def steps(
+        self, requirements: tuple[Requirement, ...]
+    ) -> Steps[Entry | ToolMessage]:
+        known: Contexts = {}
+        if self.call is not None and self.call.resumed:
+            yield from self._replay(self.call)
+        for requirement in requirements:
+            known[requirement] = self.desk.peek(self.owner, requirement)
+        while None in known.values():
+            try:
+                asked = yield from self._decide(known)
+            except _TOLD as error:
+                if self.call_id is None:
+                    raise
+                if self.call is not None:
+                    self.call.leave()
+                return error_message(self.tool, self.call_id, str(error))
+            if not asked:
+                break
+            if self.call is None:
+                raise _required(asked)
+            # Written down first: the answer must find the count.
+            count = len(self.answers) + 1
+            yield self.desk.count_pause(self.call.task, self.call.ordinal, count)
+            self.answers.append(interrupt(payload(asked)))
+        return Entry(self.desk.owners, self.owner, known, self.call)
+
+    def _replay(self, call: GuardedCall) -> Steps[None]:
+        """Take the answers to the pauses that this call made before."""
+        counts: Mapping[str, int] = yield self.desk.pauses(call.task)
+        count = counts.get(str(call.ordinal), 0)
+        self.answers = take(count)
+        if len(self.answers) < count:
+            # Counted, but not answered: perhaps it never reached the checkpoint.
+            yield self.desk.count_pause(call.task, call.ordinal, len(self.answers))
+
+    def _decide(self, known: Contexts) -> Steps[list[Outcome]]:
+        """Fill in *known*; return what to wait for."""
+        call_ids = [self.call_id] if self.call_id else []
+        outcomes = [
+            Outcome(requirement, tools=[self.tool], tool_call_ids=list(call_ids))
+            for requirement, context in known.items()
+            if context is None
+        ]
+        turn = self._turn()
+        contexts = yield self.desk.settle(self.owner, outcomes, turn, ask=False)
+        for outcome, context in zip(outcomes, contexts, strict=True):
+            known[outcome.requirement] = context
+        unmet = [o for o in unmet_of(outcomes, contexts) if o.requirement.required]
+        if unmet and self.desk.interactive:
+            self._may_pause(unmet)
+        asked = yield from ask(self.desk, self.owner, unmet, turn, self.answers)
+        for outcome in outcomes:
+            if outcome.refusal is not None and outcome.requirement.required:
+                raise outcome.refusal
+        return asked
+
+    def _turn(self) -> str:
+        if self.call is not None:
+            return name_of(self.call.task, self.call.ordinal)
+        return name_of(self.tool, self.call_id)
+
+    def _may_pause(self, unmet: list[Outcome]) -> None:
+        if self.call is None:
+            return
+        if not has_checkpointer(self.config):
+            raise no_checkpointer()
+        if not self.call.may_pause:
+            providers = ", ".join(o.requirement.provider for o in unmet)
+            raise GateRequired(
+                f"{self.tool}: {providers} is not connected, and this task serves "
+                "several tool calls: a pause here could hand its answer to another of "
+                "them. Build the tools with pocket.add_tool_node(builder, tools) or "
+                "use pocket.middleware()"
+            )
+
+
+def _required(asked: list[Outcome]) -> AuthorizationRequired:
+    consent = asked[0].consent
+    assert consent is not None  # noqa: S101 - `ask` returns only such
+    return AuthorizationRequired(
+        f"{consent.display_name} is not connected; the link for the person is in "
+        "the `url` of this exception",
+        provider=consent.provider,
+        scopes=consent.scopes,
+        url=consent.url,
+    )

@@ -1,0 +1,146 @@
+"""Taking live tokens out of what a tool's body returns or raises."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel
+
+from ._models import Confidential
+
+MASK = "***"
+_DEPTH = 20  # containers nested deeper, or in themselves, are left as they are
+_PLAIN = (int, float, complex, type(None))
+
+
+def scrubbed(
+    method: Callable[..., Any], tokens: Callable[[], tuple[str, ...]]
+) -> Callable[..., Any]:
+    """Return *method* with *tokens* masked in its results and exceptions."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return clean(method(*args, **kwargs), tokens())
+        except BaseException as error:
+            if (other := clean_error(error, tokens())) is not error:
+                raise other from None
+            raise
+
+    return run
+
+
+def ascrubbed(
+    method: Callable[..., Any], tokens: Callable[[], tuple[str, ...]]
+) -> Callable[..., Any]:
+    """Return asynchronous *method* with *tokens* masked as by `scrubbed`."""
+
+    @functools.wraps(method)
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return clean(await method(*args, **kwargs), tokens())
+        except BaseException as error:
+            if (other := clean_error(error, tokens())) is not error:
+                raise other from None
+            raise
+
+    return arun
+
+
+def clean(value: Any, tokens: tuple[str, ...], depth: int = _DEPTH) -> Any:
+    """Return *value*, or a copy without the tokens; in texts and containers of them."""
+    if isinstance(value, str):
+        return _clean_text(value, tokens)
+    if isinstance(value, (*_PLAIN, Confidential)) or not depth:
+        return value
+    parts = _parts(value)
+    if parts is None:
+        return _clean_other(value, tokens)
+    cleaned = {name: clean(part, tokens, depth - 1) for name, part in parts.items()}
+    changed = {name: v for name, v in cleaned.items() if v is not parts[name]}
+    return _rebuilt(value, cleaned, changed) if changed else value
+
+
+def _parts(value: Any) -> Mapping[Any, Any] | None:
+    if type(value) in {list, tuple}:
+        return dict(enumerate(value))
+    if type(value) is dict:
+        return value
+    if isinstance(value, BaseModel):
+        return vars(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return None
+
+
+def _rebuilt(value: Any, cleaned: dict[Any, Any], changed: dict[Any, Any]) -> Any:
+    if type(value) is dict:
+        return cleaned
+    if isinstance(value, BaseModel):
+        return value.model_copy(update=changed)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **changed)  # type: ignore[type-var]
+    return type(value)(cleaned.values())
+
+
+def _clean_text(text: str, tokens: tuple[str, ...]) -> str:
+    for token in tokens:
+        if token in text:
+            text = text.replace(token, MASK)
+    return text
+
+
+def _clean_other(value: Any, tokens: tuple[str, ...]) -> Any:
+    """LangChain will turn it into a text: if that shows a token, do so here."""
+    if isinstance(value, bytes):
+        for token in tokens:
+            value = value.replace(token.encode(), MASK.encode())
+        return value
+    with suppress(Exception):
+        text = str(value)
+        cleaned = _clean_text(text, tokens)
+        return value if cleaned is text else cleaned
+    return value
+
+
+def clean_error(error: BaseException, tokens: tuple[str, ...]) -> BaseException:
+    """
+    Mask the tokens in an exception and all that it came from.
+
+    Returns:
+        The exception itself, or another where its text cannot be changed.
+    """
+    if not tokens:
+        return error
+    for one in _family(error):
+        one.args = clean(one.args, tokens)
+        if hasattr(one, "__notes__"):
+            one.__notes__ = clean(one.__notes__, tokens)
+    for one in _family(error):
+        if one.__cause__ is not None and _shows(one.__cause__, tokens):
+            one.__cause__ = None
+        if one.__context__ is not None and _shows(one.__context__, tokens):
+            one.__context__ = None
+    if not _shows(error, tokens):
+        return error
+    return RuntimeError(_clean_text(f"{type(error).__name__}: {error}", tokens))
+
+
+def _shows(error: BaseException, tokens: tuple[str, ...]) -> bool:
+    return any(token in f"{error} {error!r}" for token in tokens)
+
+
+def _family(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        yield one

@@ -1,0 +1,137 @@
+"""Futures while a person is awaited: found by their link, waited for, ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from ._errors import CallbackRefused
+from ._models import SessionKey
+from ._vault import (
+    ATTEMPT_TTL,
+    CAS_TRIES,
+    Attempt,
+    Future,
+    Pointer,
+    Stored,
+    Vault,
+    entry_key,
+    ticket_key,
+)
+
+LOOK_AGAIN_S = 1.0  # another process may end the future, which wakes nobody here
+
+
+class Waiting:
+    """The futures of all owners, and who waits for them in this process."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    async def of(self, attempt: Attempt) -> Stored[Future] | None:
+        """Return the future at an attempt's place; perhaps a newer question."""
+        return await self._at(attempt.target.session_key())
+
+    async def _at(self, key: SessionKey) -> Stored[Future] | None:
+        return await self._vault.get(Future, entry_key(Future, key))
+
+    async def ticket(self, ticket: str) -> tuple[Stored[Future], SessionKey]:
+        """
+        Return the future of a connect link.
+
+        Raises:
+            CallbackRefused: Unknown or expired.
+        """
+        pointer = await self._vault.get(Pointer, ticket_key(ticket))
+        if pointer is None:
+            raise CallbackRefused("unknown")
+        key = pointer.entry.session_key()
+        future = await self._at(key)
+        if future is None or future.entry.ticket != ticket:
+            # Disconnected, or a newer question took its place.
+            raise CallbackRefused("expired")
+        if self._vault.now() >= future.entry.expires_at:
+            raise CallbackRefused("expired")
+        return future, key
+
+    async def wait(self, future: Stored[Future], timeout_s: float) -> None:
+        """Return when *future* has changed, or soon: then look again."""
+        event, name = asyncio.Event(), future.entry.id
+        self._events.setdefault(name, set()).add(event)
+        try:
+            # It may have changed before anybody could know of this event.
+            current = await self._vault.get(Future, future.key)
+            if current is None or current.version != future.version:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(timeout_s, LOOK_AGAIN_S)):
+                    await event.wait()
+        finally:
+            self._events[name].discard(event)
+            if not self._events[name]:
+                del self._events[name]
+
+    async def end(
+        self, attempt: Attempt, status: str, withheld: Iterable[str] = ()
+    ) -> None:
+        """Write down how an attempt of a future ended."""
+        left_out = sorted(withheld)
+        for _ in range(CAS_TRIES):
+            if (stored := await self.of(attempt)) is None:
+                return
+            old = stored.entry
+            update: dict[str, Any] = {}
+            if old.resolved == attempt.uid:
+                update["resolved"] = None
+            if status == "denied":
+                # A refusal in one tab does not undo a success in another.
+                if old.id == attempt.future_id and old.status == "pending":
+                    update["status"] = status
+            # Widened since this attempt began: the rest has yet to be asked for.
+            elif set(old.scopes) <= set(attempt.scopes) and (
+                old.status != "done" or set(left_out) < set(old.withheld)
+            ):
+                update |= {"status": status, "withheld": left_out}
+            if not update or await self._replace(stored, update):
+                self._wake(old.id)
+                return
+
+    async def resolved(self, attempt: Attempt) -> bool:
+        """Mark that *attempt* has an answer which is not exchanged yet."""
+        for _ in range(CAS_TRIES):
+            if (stored := await self.of(attempt)) is None:
+                return False
+            status = "done" if stored.entry.status == "done" else "pending"
+            update = {"resolved": attempt.uid, "status": status}
+            if await self._replace(stored, update):
+                self._wake(stored.entry.id)
+                return True
+        return False
+
+    async def unresolve(self, key: SessionKey, uid: str) -> None:
+        """Take that mark back: the answer led nowhere, the link works again."""
+        for _ in range(CAS_TRIES):
+            stored = await self._at(key)
+            if stored is None or stored.entry.resolved != uid:
+                return
+            if await self._replace(stored, {"resolved": None}):
+                self._wake(stored.entry.id)
+                return
+
+    async def _replace(self, stored: Stored[Future], update: dict[str, Any]) -> bool:
+        entry = stored.entry.model_copy(update=update)
+        ttl = lifetime(entry.expires_at - self._vault.now())
+        return await self._vault.replace(stored, entry, ttl) is not None
+
+    def _wake(self, future_id: str) -> None:
+        for event in self._events.get(future_id, ()):
+            event.set()
+
+
+def lifetime(left: timedelta) -> timedelta:
+    """How long a future's record lives: attempts of its last moment need it."""
+    return max(left, timedelta()) + ATTEMPT_TTL

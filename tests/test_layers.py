@@ -1,0 +1,129 @@
+"""Imports go one way only, and each library has its place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import langchain_pocket_auth
+
+PACKAGE = Path(langchain_pocket_auth.__file__).parent
+NAME = PACKAGE.name
+
+# From the bottom up. A module may import from lines below its own; a folder is one
+# module, whose files may import each other.
+LAYERS = """
+_errors
+_models _loop
+_http _seal _futures
+_catalog
+handlers storage
+_vault _registry
+_refresh
+_waiting
+_exchange
+_attempts
+_engine
+_owner _resume _task
+_steps _scrub
+_tools
+_wrapping _guard
+_gate
+_graph _middleware
+_service _settings
+server
+_pocket
+testing
+demo
+cli
+"""
+LEVEL = {
+    module: level
+    for level, line in enumerate(LAYERS.split("\n"))
+    for module in line.split()
+}
+
+# Who may import what outside the standard library; pydantic and langchain_core are
+# everybody's.
+PLACES = {
+    "aiosqlite": "storage",
+    "authlib": "testing",
+    "cryptography": "_seal",
+    "fastapi": "server",
+    "flask": "testing",
+    "httpx": "_http testing demo",
+    "jinja2": "server",
+    "langchain": "_middleware demo",
+    "langgraph": "_gate _graph _guard _middleware _owner _pocket _resume _steps demo",
+    "platformdirs": "_service",
+    "pydantic_settings": "_settings",
+    "pytest": "testing",
+    "sqlalchemy": "storage",
+    "starlette": "server",
+    "typer": "cli",
+    "uvicorn": "server",
+    "werkzeug": "testing",
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+ids = [str(file.relative_to(PACKAGE)) for file in FILES]
+
+
+def module_of(file: Path) -> str:
+    """Return the module's name in LAYERS: its first part below the package."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and absolute name of all that is imported at run time."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []  # for type checkers: may point anywhere
+    here = [NAME, *file.relative_to(PACKAGE).parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: -node.level] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            # `from . import name`: the name is the module.
+            names = [f"{source}.{a.name}" for a in node.names] if source == NAME else []
+            yield from ((node.lineno, name) for name in names or [source])
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_imports_go_down(file: Path) -> None:
+    """A module imports from layers below its own, in functions too."""
+    mine = module_of(file)
+    if mine == "__init__":
+        pytest.skip("its imports are for type checkers, and lazy")
+    assert mine in LEVEL, f"{mine} has no layer: give it one in LAYERS"
+    wrong = [
+        f"{file.name}:{line} imports {name}"
+        for line, name in imports(file)
+        if name.split(".")[0] == NAME
+        and (other := [*name.split("."), "__init__"][1]) != mine
+        and LEVEL[other] >= LEVEL[mine]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_each_library_has_its_place(file: Path) -> None:
+    """Only the modules named in PLACES import a library."""
+    wrong = [
+        f"{file.name}:{line} imports {name}"
+        for line, name in imports(file)
+        if module_of(file)
+        not in PLACES.get(name.split(".")[0], module_of(file)).split()
+    ]
+    assert not wrong
+
+
+def test_no_layer_is_without_its_module() -> None:
+    """What LAYERS lists is there."""
+    assert LEVEL.keys() - {module_of(file) for file in FILES} == set()
