@@ -57,7 +57,7 @@ class Attempts:
         self._exchanges = Exchanges(vault, registry, self._waiting, changed)
 
     async def close(self) -> None:
-        """End the exchanges that run."""
+        """Let the exchanges that run end."""
         await self._exchanges.close()
 
     async def wait(self, future: Stored[Future], timeout_s: float) -> None:

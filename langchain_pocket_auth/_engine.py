@@ -7,7 +7,6 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -29,15 +28,16 @@ from ._models import (
     Requirement,
     SessionKey,
 )
-from ._refresh import Refresher, advisory_at, give_back, usable
+from ._refresh import Refresher, advisory_at, give_back
 from ._registry import Registry
+from ._standing import Standing, decide, is_open
 from ._vault import (
+    ATTEMPT_KEPT,
     CAS_TRIES,
     Future,
     Pauses,
     Pointer,
     Session,
-    Shelf,
     Stored,
     Typed,
     Vault,
@@ -45,24 +45,10 @@ from ._vault import (
     ticket_key,
 )
 from ._waiting import lifetime
-from .handlers import AuthHandlerInterface
 
 logger = logging.getLogger(__name__)
 
 MAX_TURNS = 50  # turns that one future remembers
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a requirement stands: its state and what was read to find it."""
-
-    state: AuthState
-    handler: AuthHandlerInterface
-    request: AuthenticateRequest
-    key: SessionKey
-    session: Stored[Session] | None
-    future: Stored[Future] | None
-    missing: tuple[str, ...]
 
 
 class Engine:
@@ -99,7 +85,7 @@ class Engine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self.attempts.close()
+        await asyncio.gather(self._refresher.close(), self.attempts.close())
         await self.vault.close()
 
     # ---------------------------------------------------------------------- check
@@ -111,60 +97,10 @@ class Engine:
         request: AuthenticateRequest | None = None,
     ) -> Standing:
         """Read everything of the owner once, and decide."""
-        return self._decide(await self.vault.shelf(owner), owner, requirement, request)
-
-    def _decide(
-        self,
-        shelf: Shelf,
-        owner: Owner,
-        requirement: Requirement,
-        request: AuthenticateRequest | None,
-    ) -> Standing:
-        first: Standing | None = None
-        for handler in self.registry.candidates(requirement):
-            key = SessionKey(
-                owner, requirement.provider, requirement.profile, handler.connection()
-            )
-            if first is not None and not shelf.holds(Session, key):
-                continue  # a further handler counts by its sessions only
-            asked = request if first is None else None
-            asked = asked or handler.make_request(list(requirement.scopes))
-            standing = self._decide_one(shelf, key, handler, asked, requirement)
-            if standing.state in {AuthState.SKIP_AUTH, AuthState.DO_REFRESH}:
-                return standing
-            # Ask where there is a session to widen, else at the default handler.
-            if first is None or (first.session is None and standing.session):
-                first = standing
-        assert first is not None  # noqa: S101 - candidates() is never empty
-        return first
-
-    def _decide_one(
-        self,
-        shelf: Shelf,
-        key: SessionKey,
-        handler: AuthHandlerInterface,
-        request: AuthenticateRequest,
-        requirement: Requirement,
-    ) -> Standing:
-        stored = shelf.get(Session, key)
-        future = shelf.get(Future, key)
-        needed = requirement.scopes
-        missing = tuple(needed)
-        if stored is not None:
-            missing = tuple(handler.missing_scopes(stored.entry.scopes, needed))
-            state = usable(stored.entry, handler, request, self.vault.now())
-            if not missing and state is not None:
-                return Standing(state, handler, request, key, stored, future, ())
-        state = AuthState.DO_AUTH if stored else AuthState.NO_SESSION
-        if future is not None and self._is_open(future.entry):
-            if future.entry.resolved:
-                state = AuthState.RESOLVED
-            elif not handler.missing_scopes(future.entry.scopes, needed):
-                state = AuthState.PENDING_RESOLVE
-        return Standing(state, handler, request, key, stored, future, missing)
-
-    def _is_open(self, future: Future) -> bool:
-        return future.status == "pending" and self.vault.now() < future.expires_at
+        shelf = await self.vault.shelf(owner)
+        candidates = self.registry.candidates(requirement)
+        now = self.vault.now()
+        return decide(shelf, candidates, owner, requirement, request, now=now)
 
     # -------------------------------------------------------------------- prepare
 
@@ -196,7 +132,7 @@ class Engine:
                 return None
             await self._listen()
             old = standing.future
-            if old is not None and self._is_open(old.entry):
+            if old is not None and is_open(old.entry, self.vault.now()):
                 saved = await self._widen(old, standing, requirement, turn, tools)
             else:
                 saved = await self._ask(old, standing, requirement, turn, tools)
@@ -233,7 +169,9 @@ class Engine:
             connection=key.connection,
         )
         # The pointer first: a link that leads nowhere must never be given out.
-        await self.vault.create(ticket_key(future.ticket), pointer, self._future_ttl)
+        # It stays a while longer, so that who comes too late is told so.
+        known = self._future_ttl + ATTEMPT_KEPT
+        await self.vault.create(ticket_key(future.ticket), pointer, known)
         place, ttl = entry_key(Future, key), lifetime(self._future_ttl)
         if old is None:
             saved = await self.vault.create(place, future, ttl)
@@ -419,6 +357,8 @@ class Engine:
             outcome.consent = await self.prepare(
                 owner, requirement, turn=turn, tools=outcome.tools
             )
+            if outcome.consent is None:  # connected this very moment
+                return await self.settle(owner, outcome, turn=turn, ask=False)
         return None
 
     async def pauses(self, task: str) -> Stored[Pauses] | None:

@@ -20,7 +20,7 @@ from ._errors import (
 )
 from ._futures import Answered, FutureData, attempt_context
 from ._models import AuthContext, AuthenticateRequest, Owner
-from ._refresh import give_back, usable
+from ._refresh import finished, give_back, usable
 from ._registry import Registry
 from ._vault import (
     ATTEMPT_KEPT,
@@ -63,11 +63,8 @@ class Exchanges:
         self._running: dict[str, asyncio.Task[Result]] = {}
 
     async def close(self) -> None:
-        """End the exchanges that run."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Let the exchanges that run end: their codes may be spent already."""
+        await finished(self._running.values())
 
     def start(self, claimed: Stored[Attempt], value: Any) -> asyncio.Task[Result]:
         """Exchange *value* in a task of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -54,6 +54,9 @@ class ToolGuard:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # tools are copied, the service behind them is not
 
     def enter(
         self, tool: BaseTool, needs: Needs, config: RunnableConfig, call_id: str | None
@@ -127,6 +130,7 @@ class _Visit:
 
     def _replay(self, call: GuardedCall) -> Steps[None]:
         """Take the answers to the pauses that this call made before."""
+        call.drop_stale_answer()
         counts: Mapping[str, int] = yield self.desk.pauses(call.task)
         count = counts.get(str(call.ordinal), 0)
         self.answers = take(count)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,6 +70,7 @@ class Http:
         client, loop = self._client, asyncio.get_running_loop()
         if client is None or self._loop is not loop:  # first use, or a forked child
             client = self._client = httpx.AsyncClient(
+                verify=_trusted(),
                 timeout=TIMEOUT_S,
                 follow_redirects=False,
                 # What is set for one person must not be sent for the next.
@@ -105,6 +108,12 @@ class Http:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    # Reading the certificates takes 20 ms, so once is enough for all pockets.
+    return httpx.create_ssl_context()
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

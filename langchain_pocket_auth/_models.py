@@ -162,7 +162,10 @@ class Confidential(BaseModel):
 
 def type_name(cls: type) -> str:
     """Name under which the vault stores and finds a model's type."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    # Ours by the package, so that what is stored survives a move between modules.
+    package = f"{__package__}."
+    home = __package__ if cls.__module__.startswith(package) else cls.__module__
+    return f"{home}.{cls.__qualname__}"
 
 
 def find_type(name: str) -> type[Confidential] | None:

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from ._errors import (
     ConfigurationError,
@@ -26,6 +28,7 @@ REQUEST_TIMEOUT = timedelta(seconds=20)
 LEASE = timedelta(seconds=30)  # longer than a request with its one repetition
 COOLDOWN = timedelta(seconds=30)  # after a transient failure, per session
 MAX_COOLDOWN = timedelta(seconds=60)
+CLOSE_LIMIT_S = 5.0  # most token requests take less than one
 MAX_COOLDOWNS = 10_000  # remembered at a time; those that are over go first
 MAX_FAILURES = 3  # refusals nobody can interpret, before consent is asked for
 
@@ -87,6 +90,10 @@ class Refresher:
             tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
         ] = {}
         self._cooldown: dict[SessionKey, datetime] = {}
+
+    async def close(self) -> None:
+        """Let what runs end: the old refresh token may be spent already."""
+        await finished(self._running.values())
 
     async def renew(
         self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool = False
@@ -296,6 +303,16 @@ class Refresher:
             now = self._vault.now()
             self._cooldown = {k: u for k, u in self._cooldown.items() if now < u}
         self._cooldown[key] = until
+
+
+async def finished(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Wait a little for token requests that run, then cancel them."""
+    running = list(tasks)
+    if running:
+        await asyncio.wait(running, timeout=CLOSE_LIMIT_S)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 async def give_back(

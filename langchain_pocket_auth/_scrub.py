@@ -27,9 +27,9 @@ def scrubbed(
         try:
             return clean(method(*args, **kwargs), tokens())
         except BaseException as error:
-            if (other := clean_error(error, tokens())) is not error:
-                raise other from None
-            raise
+            if (other := clean_error(error, tokens())) is error:
+                raise
+        raise other  # out here, so that it does not keep the first as its context
 
     return run
 
@@ -44,9 +44,9 @@ def ascrubbed(
         try:
             return clean(await method(*args, **kwargs), tokens())
         except BaseException as error:
-            if (other := clean_error(error, tokens())) is not error:
-                raise other from None
-            raise
+            if (other := clean_error(error, tokens())) is error:
+                raise
+        raise other
 
     return arun
 

@@ -82,6 +82,7 @@ class Service:
         self._cache: OrderedDict[Owner, dict[Requirement, Cached]] = OrderedDict()
         self._writes = 0
         self._opened: _Opened | None = None
+        self._closed = False
 
     # ------------------------------------------------------- on the background loop
 
@@ -104,6 +105,7 @@ class Service:
     async def _engine(self) -> Engine:
         opened = self._opened
         if opened is None or opened.generation != LOOP.generation:
+            self._closed = False
             opened = self._opened = _Opened(
                 LOOP.generation, asyncio.ensure_future(self._open())
             )
@@ -141,6 +143,7 @@ class Service:
     async def close(self) -> None:
         """Close what was opened here; the next call opens it again."""
         opened, self._opened = self._opened, None
+        self._closed = True
         self._cache.clear()
         if opened is None or opened.generation != LOOP.generation:
             return
@@ -245,7 +248,7 @@ class Service:
 
     def find_future(self, uid: str) -> FutureData | None:
         """Return an attempt as its handler sees it."""
-        if self._never_used:
+        if self._idle:
             return None
         stored = LOOP.run_sync(self.call(lambda e: e.attempts.find(uid)))
         if stored is None:
@@ -255,14 +258,14 @@ class Service:
 
     def resolve_future(self, uid: str, value: Any) -> bool:
         """Keep an answer that came outside a callback."""
-        if self._never_used:
+        if self._idle:
             return False
         return LOOP.run_sync(self.call(lambda e: e.attempts.resolve(uid, value)))
 
     @property
-    def _never_used(self) -> bool:
-        """Whether nothing can be in it: memory that was never opened."""
-        return self._opened is None and self._storage == "memory://"
+    def _idle(self) -> bool:
+        """Whether nobody waits here: closed, or memory that was never opened."""
+        return self._opened is None and (self._closed or self._storage == "memory://")
 
 
 async def _key_file() -> KeyRing:

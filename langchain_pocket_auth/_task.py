@@ -18,6 +18,7 @@ _TASK_ID = "__pregel_task_id"
 _READ = "__pregel_read"
 _CHECKPOINTER = "__pregel_checkpointer"
 _RESUMING = "__pregel_resuming"
+_RESUME_MAP = "__pregel_resume_map"
 _PUSH = ("__pregel_push",)
 
 
@@ -103,6 +104,16 @@ class GuardedCall:
             or bool(self._scratchpad.resume)
             or self._scratchpad.get_null_resume(False) is not None
         )
+
+    def drop_stale_answer(self) -> None:
+        """
+        Forget an answer by value from before, in a run that is resumed by id.
+
+        LangGraph keeps it until the task has ended and would give it, perhaps the
+        answer to our pause, to the next `interrupt()`.
+        """
+        if self._config["configurable"].get(_RESUME_MAP):
+            self._scratchpad.get_null_resume(True)
 
     @property
     def may_pause(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
+
 from langchain_pocket_auth import PocketAuth, Provider
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 

@@ -13,13 +13,14 @@ from conftest import ACME, ZETA, free_port, provider
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
-from langchain_pocket_auth import AuthContext, InjectedAuth, PocketAuth
-from langchain_pocket_auth.testing import AuthorizationServer, ScriptedModel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import interrupt
+
+from langchain_pocket_auth import AuthContext, InjectedAuth, PocketAuth
+from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
 
 SYNC, ASYNC = "sync", "async"
 MODES = [SYNC, ASYNC]
@@ -160,8 +161,8 @@ class World:
         server.issued_refresh_tokens.clear()
 
 
-def shared() -> tuple[Any, Any, Any]:
-    """Return the fixtures `world`, `server` and `pocket` for a module."""
+def shared() -> tuple[Any, Any, Any, Any]:
+    """Return the fixtures `world`, `server`, `pocket` and `alice` for a module."""
 
     @pytest.fixture(scope="module", name="world")
     def world() -> Iterator[World]:
@@ -179,4 +180,9 @@ def shared() -> tuple[Any, Any, Any]:
     def pocket(world: World, server: AuthorizationServer) -> PocketAuth:
         return world.pocket
 
-    return world, server, pocket
+    @pytest.fixture(scope="module", name="alice")
+    def alice() -> Iterator[Browser]:
+        with Browser("alice") as browser:
+            yield browser
+
+    return world, server, pocket, alice

@@ -15,6 +15,7 @@ from langchain_pocket_auth import AuthContext, PocketAuth
 from langchain_pocket_auth._seal import new_key
 from langchain_pocket_auth.storage import Key, Record, StorageBackend, storage_from_url
 from langchain_pocket_auth.testing import Browser
+from langchain_pocket_auth.testing._outside import outside
 
 KEYS = new_key()
 BOUND_S = 10.0
@@ -79,8 +80,9 @@ async def deliver(url: str, **kwargs: Any) -> httpx.Response:
     """Load a URL, following nothing."""
     method = kwargs.pop("method", "GET")
     # Plain http only: reading the certificates takes 20 ms a client.
-    async with httpx.AsyncClient(timeout=BOUND_S, verify=False) as http:
-        return await http.request(method, url, **kwargs)
+    with outside():
+        async with httpx.AsyncClient(timeout=BOUND_S, verify=False) as http:
+            return await http.request(method, url, **kwargs)
 
 
 def query_of(url: str) -> dict[str, str]:

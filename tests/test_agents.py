@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ from graphs import (
     thread,
 )
 from langchain_core.messages import AIMessage
+from langgraph.graph import START, StateGraph
+from langgraph.prebuilt import tools_condition
+from langgraph.types import Command
+
 from langchain_pocket_auth import (
     ConfigurationError,
     PendingAuthorization,
@@ -33,11 +38,8 @@ from langchain_pocket_auth import (
     resume,
 )
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, assert_no_leak
-from langgraph.graph import START, StateGraph
-from langgraph.prebuilt import tools_condition
-from langgraph.types import Command
 
-world, server, pocket = shared()
+world, server, pocket, alice = shared()
 
 REQUEST_KEYS = {
     *("key", "mode", "url", "message", "provider", "handler", "profile", "state"),
@@ -297,6 +299,7 @@ def test_more_scopes_are_asked_for_and_never_cost_what_is_there(
     server: AuthorizationServer,
     pocket: PocketAuth,
     alice: Browser,
+    *,
     door: str,
     together: bool,
     approve: bool,
@@ -360,28 +363,22 @@ def test_withheld_scope_is_a_result_and_no_loop(
     assert work.done == []
 
 
-@pytest.mark.parametrize("door", DOORS)
 def test_provider_trouble_is_a_result(
-    server: AuthorizationServer,
-    pocket: PocketAuth,
-    alice: Browser,
-    door: str,
+    server: AuthorizationServer, pocket: PocketAuth, alice: Browser
 ) -> None:
     """An expired token that cannot be renewed now does not end the run."""
     server.access_token_ttl_s = 1
-    work = Work()
+    work, script = Work(), [says(call("look", text="x"))]
     tools = [work.tool("look", "acme")]
-    script = [says(call("look", text="x"))]
-    graph, _ = build(door, pocket, tools, script)
-    paused = ask(graph, SYNC)
-    alice.visit(the(paused).url)
-    import time
-
+    graphs = [build(door, pocket, tools, script)[0] for door in DOORS]
+    paused = [ask(graph, SYNC) for graph in graphs]
+    alice.visit(the(paused[0]).url)
     time.sleep(1.1)  # the token's lifetime
     server.fault(503, times=9, grant_type="refresh_token")
-    done = run(graph, resume(paused), SYNC)
-    assert not pauses(done)
-    assert results(done)["look"].status == "error"
+    for graph, state in zip(graphs, paused, strict=True):
+        done = run(graph, resume(state), SYNC)
+        assert not pauses(done)
+        assert results(done)["look"].status == "error"
     assert work.done == []
 
 

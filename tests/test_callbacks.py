@@ -38,10 +38,10 @@ Make = Callable[..., PocketAuth]
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def pocket(
+def stored(
     make_pocket: Make, request: pytest.FixtureRequest, tmp_path: Path
 ) -> PocketAuth:
-    """A pocket on each storage."""
+    """A pocket on each storage, for what the storage decides."""
     memory = request.param == "memory"
     return make_pocket(
         "memory://" if memory else f"sqlite:///{tmp_path}/p.db", keys=KEYS
@@ -68,10 +68,10 @@ def is_bare(page: httpx.Response) -> bool:
 
 
 async def test_same_answer_again_gets_the_same_page(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser
 ) -> None:
     """Reload, back button and retrying proxies make no second token request."""
-    callback = await answer_url(alice, await link(pocket, "read"))
+    callback = await answer_url(alice, await link(stored, "read"))
     pages = [await deliver(callback, follow_redirects=True) for _ in range(3)]
     assert [p.status_code for p in pages] == [200] * 3
     assert {p.text for p in pages} == {pages[0].text}
@@ -82,10 +82,10 @@ async def test_same_answer_again_gets_the_same_page(
 
 
 async def test_ten_identical_callbacks_at_once_exchange_once(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser
 ) -> None:
     """All of them get the page of the one that came first."""
-    callback = await answer_url(alice, await link(pocket, "read"))
+    callback = await answer_url(alice, await link(stored, "read"))
     server.fault("slow", delay_s=0.2)
     pages = await asyncio.gather(
         *(deliver(callback, follow_redirects=True) for _ in range(10))
@@ -97,10 +97,10 @@ async def test_ten_identical_callbacks_at_once_exchange_once(
 
 
 async def test_other_code_for_a_used_state_is_a_replay(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser
 ) -> None:
     """An attempt is good for one answer."""
-    callback = await answer_url(alice, await link(pocket, "read"))
+    callback = await answer_url(alice, await link(stored, "read"))
     await deliver(callback)
     for other in (
         changed(callback, code="other"),
@@ -109,7 +109,7 @@ async def test_other_code_for_a_used_state_is_a_replay(
         page = await deliver(other)
         assert (page.status_code, outcome_of(page)) == (409, "replayed")
     assert requests_at(server) == 1
-    assert await state(pocket, "read") == "SKIP_AUTH"
+    assert await state(stored, "read") == "SKIP_AUTH"
 
 
 # -------------------------------------------------------------- what is not an answer
@@ -161,19 +161,19 @@ async def test_answer_that_does_not_fit_is_refused_and_burns_nothing(
 
 
 async def test_code_for_another_attempts_state_is_worthless(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser
 ) -> None:
     """PKCE binds a code to its attempt; an injected one connects nobody."""
     mallory = await answer_url(
-        Browser("mallory"), await link(pocket, "read", thread_id="m")
+        Browser("mallory"), await link(stored, "read", thread_id="m")
     )
-    honest = await answer_url(alice, await link(pocket, "read", thread_id="a"))
+    honest = await answer_url(alice, await link(stored, "read", thread_id="a"))
     page = await deliver(changed(honest, code=query_of(mallory)["code"]))
     assert (page.status_code, outcome_of(page)) == (502, "failed")
     assert server.token_errors == {"invalid_grant": 1}
     assert not server.token_requests
-    assert await state(pocket, "read", thread_id="a") == "PENDING_RESOLVE"
-    await connect(pocket, alice, "read", thread_id="a")
+    assert await state(stored, "read", thread_id="a") == "PENDING_RESOLVE"
+    await connect(stored, alice, "read", thread_id="a")
 
 
 async def test_answer_of_another_provider_stays_with_its_own(
@@ -188,7 +188,7 @@ async def test_answer_of_another_provider_stays_with_its_own(
 
 
 async def test_late_answer_is_told_so(
-    pocket: PocketAuth,
+    stored: PocketAuth,
     server: AuthorizationServer,
     alice: Browser,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,15 +197,15 @@ async def test_late_answer_is_told_so(
     monkeypatch.setattr(
         "langchain_pocket_auth._attempts.ATTEMPT_TTL", timedelta(seconds=0.3)
     )
-    url = await link(pocket, "read")
+    url = await link(stored, "read")
     callback = await answer_url(alice, url)
     await asyncio.sleep(0.3)
     page = await deliver(callback)
     assert (page.status_code, outcome_of(page)) == (410, "expired")
     assert requests_at(server) == 0
     monkeypatch.undo()
-    assert await link(pocket, "read") == url
-    await connect(pocket, alice, "read")
+    assert await link(stored, "read") == url
+    await connect(stored, alice, "read")
 
 
 async def test_expired_link_is_told_so(make_pocket: Make, alice: Browser) -> None:
@@ -235,10 +235,10 @@ async def test_unknown_link_is_told_so(pocket: PocketAuth) -> None:
     "error", ["temporarily_unavailable", "server_error", "invalid_scope", "x" * 99]
 )
 async def test_error_answer_is_a_page_and_the_link_works_again(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser, error: str
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser, error: str
 ) -> None:
     """Errors of the provider end the attempt, not the link; repeated, they look the same."""
-    url = await link(pocket, "read")
+    url = await link(stored, "read")
     callback = await answer_url(alice, url)
     failed = changed(
         callback, code=None, error=error, error_description="<b>secret</b>"
@@ -250,15 +250,15 @@ async def test_error_answer_is_a_page_and_the_link_works_again(
         assert outcome_of(page) == ("unavailable" if transient else "failed")
         assert "secret" not in page.text
     assert requests_at(server) == 0
-    assert await link(pocket, "read") == url
-    await connect(pocket, alice, "read")
+    assert await link(stored, "read") == url
+    await connect(stored, alice, "read")
 
 
 async def test_identical_denials_at_once_get_the_same_page(
-    pocket: PocketAuth, alice: Browser
+    stored: PocketAuth, alice: Browser
 ) -> None:
     """A double click on Deny is no replay."""
-    callback = await answer_url(alice, await link(pocket, "read"), approve=False)
+    callback = await answer_url(alice, await link(stored, "read"), approve=False)
     pages = await asyncio.gather(
         *(deliver(callback, follow_redirects=True) for _ in range(5))
     )
@@ -269,10 +269,10 @@ async def test_identical_denials_at_once_get_the_same_page(
     "mode", [500, "invalid_grant", "invalid_client", "malformed", "reset", "error200"]
 )
 async def test_failed_exchange_is_a_page_and_the_link_works_again(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser, mode: Any
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser, mode: Any
 ) -> None:
     """The code is spent and never sent again; a new click gets a new one."""
-    url = await link(pocket, "read")
+    url = await link(stored, "read")
     callback = await answer_url(alice, url)
     server.fault(mode, times=1)
     for page in (await deliver(callback), await deliver(callback)):
@@ -281,22 +281,66 @@ async def test_failed_exchange_is_a_page_and_the_link_works_again(
         assert is_bare(page)
     assert server.fired[str(mode)] == 1
     assert not server.token_requests
-    assert await state(pocket, "read") == "PENDING_RESOLVE"
-    assert await link(pocket, "read") == url
-    await connect(pocket, alice, "read")
+    assert await state(stored, "read") == "PENDING_RESOLVE"
+    assert await link(stored, "read") == url
+    await connect(stored, alice, "read")
     assert server.code_replays == 0
 
 
+async def test_exchange_that_died_is_failed_in_the_end_and_its_code_never_sent_again(
+    stored: PocketAuth,
+    server: AuthorizationServer,
+    alice: Browser,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same answer, delivered again, waits for the other process, then fails."""
+    limit = timedelta(seconds=0.5)
+    monkeypatch.setattr("langchain_pocket_auth._attempts.EXCHANGE_LIMIT", limit)
+    url = await link(stored, "read")
+    callback = await answer_url(alice, url)
+    server.fault("slow", delay_s=0.3)
+    answering = asyncio.create_task(deliver(callback))
+    await asyncio.sleep(0.15)
+
+    async def die(engine: Any) -> None:
+        for task in engine.attempts._exchanges._running.values():
+            task.cancel()
+
+    await stored._service.ask(die)
+    await asyncio.gather(answering, return_exceptions=True)
+    pages = await asyncio.gather(*(deliver(callback) for _ in range(3)))
+    assert {(p.status_code, outcome_of(p)) for p in pages} == {(502, "failed")}
+    assert server.code_replays == 0
+    assert not server.token_errors
+    assert await link(stored, "read") == url
+    await connect(stored, alice, "read")
+
+
+async def test_exchange_that_runs_is_finished_before_closing(
+    make_pocket: Make, server: AuthorizationServer, alice: Browser, tmp_path: Path
+) -> None:
+    """A code that is at the provider already is not thrown away."""
+    base = f"http://127.0.0.1:{free_port()}"
+    pocket = make_pocket(f"sqlite:///{tmp_path}/p.db", keys=KEYS, base_url=base)
+    callback = await answer_url(alice, await link(pocket, "read"))
+    server.fault("slow", delay_s=0.3)
+    answering = asyncio.create_task(deliver(callback))
+    await asyncio.sleep(0.1)
+    await pocket.aclose()
+    assert (await answering).status_code == 303
+    assert await state(pocket, "read") == "SKIP_AUTH"
+
+
 async def test_first_success_of_two_tabs_wins(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    stored: PocketAuth, server: AuthorizationServer, alice: Browser
 ) -> None:
     """Two attempts of one link do not disturb each other."""
-    url = await link(pocket, "read")
+    url = await link(stored, "read")
     tabs = [await answer_url(alice, url) for _ in range(2)]
     assert query_of(tabs[0])["state"] != query_of(tabs[1])["state"]
     pages = [await deliver(tab, follow_redirects=True) for tab in reversed(tabs)]
     assert [outcome_of(p) for p in pages] == ["connected"] * 2
-    context = await connect_context(pocket)
+    context = await connect_context(stored)
     assert context == server.issued_access_tokens[0]
 
 
@@ -309,16 +353,16 @@ async def connect_context(pocket: PocketAuth) -> str:
 
 @pytest.mark.parametrize("first", ["denial", "success"])
 async def test_success_in_one_tab_outweighs_denial_in_the_other(
-    pocket: PocketAuth, alice: Browser, first: str
+    stored: PocketAuth, alice: Browser, first: str
 ) -> None:
     """Whichever comes first, the account is connected in the end."""
-    url = await link(pocket, "read")
+    url = await link(stored, "read")
     no = await answer_url(alice, url, approve=False)
     yes = await answer_url(alice, url)
     order = [no, yes] if first == "denial" else [yes, no]
     pages = [await deliver(tab, follow_redirects=True) for tab in order]
     assert outcome_of(pages[-1]) == "connected"
-    assert await state(pocket, "read") == "SKIP_AUTH"
+    assert await state(stored, "read") == "SKIP_AUTH"
 
 
 # --------------------------------------------------------------- who is not the person
@@ -573,24 +617,14 @@ async def test_no_access_log_shows_a_code(
         logging.getLogger("uvicorn.access").setLevel(logging.DEBUG)
         callback = await answer_url(alice, await link(pocket, "read"))
         for method in ("HEAD", "OPTIONS", "POST"):
-            await deliver_outside(callback, method)
-        await deliver_outside(callback, "GET", {"Host": "evil.example"})
-        await deliver_outside(callback, "GET", {"Sec-Purpose": "prefetch"})
-        await deliver_outside(f"{callback}&code=2", "GET")
-        await deliver_outside(callback, "GET")
+            await deliver(callback, method=method)
+        await deliver(callback, headers={"Host": "evil.example"})
+        await deliver(callback, headers={"Sec-Purpose": "prefetch"})
+        await deliver(f"{callback}&code=2")
+        await deliver(callback)
         assert await state(pocket, "read") == "SKIP_AUTH"
         await pocket.aclose()
     secret = [*server.issued_codes, query_of(callback)["state"], "acme-secret"]
     watch.assert_clean([*secret, *server.issued_access_tokens])
     if mounted:
         assert any("/auth/acme/oauth2/callback" in text for text in watch.collected)
-
-
-async def deliver_outside(
-    url: str, method: str, headers: dict[str, str] | None = None
-) -> None:
-    """Load a URL as somebody whose own logs do not count."""
-    from langchain_pocket_auth.testing._outside import outside
-
-    with outside():
-        await deliver(url, method=method, headers=headers)

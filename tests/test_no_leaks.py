@@ -13,6 +13,8 @@ import pytest
 from conftest import ACME, call, says
 from langchain.agents import create_agent
 from langchain_core.tools import tool
+from langgraph.checkpoint.sqlite import SqliteSaver
+
 from langchain_pocket_auth import (
     AuthContext,
     InjectedAuth,
@@ -26,7 +28,6 @@ from langchain_pocket_auth.testing import (
     LeakWatch,
     ScriptedModel,
 )
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 Acme = Annotated[AuthContext, InjectedAuth("acme", scopes=["read"])]
 

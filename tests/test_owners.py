@@ -12,6 +12,8 @@ from conftest import call, says
 from graphs import ASYNC, DOORS, MODES, SYNC, Work, ask, build, results, run, thread
 from langchain.agents import create_agent
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+
 from langchain_pocket_auth import (
     AuthContext,
     AuthorizationRequired,
@@ -27,7 +29,6 @@ from langchain_pocket_auth import (
     resume,
 )
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
-from langgraph.checkpoint.memory import InMemorySaver
 
 Acme = Annotated[AuthContext, InjectedAuth("acme")]
 
@@ -65,18 +66,23 @@ RESOLVERS = {
 }
 
 
+PLACES = [
+    *((name, "create_agent") for name in RESOLVERS),
+    *(("coroutine", door) for door in DOORS[1:]),
+]
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("case", RESOLVERS.values(), ids=RESOLVERS)
+@pytest.mark.parametrize(("resolver", "door"), PLACES)
 def test_two_users_never_see_each_others_tokens(
     server: AuthorizationServer,
     make_pocket: Callable[..., PocketAuth],
-    case: Any,
+    resolver: str,
     door: str,
     mode: str,
 ) -> None:
     """Each user is asked for the own account, and only its token reaches the tool."""
-    owner, ann, bob = case
+    owner, ann, bob = RESOLVERS[resolver]
     pocket, work = make_pocket(owner=owner), Work(mode)
     script = [says(call("look", text="x", user_id="bob", auth="bob"))]
     graph, _ = build(door, pocket, [work.tool("look", "acme")], script)

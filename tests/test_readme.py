@@ -7,14 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import langchain_pocket_auth._catalog as catalog
 import pytest
 from conftest import call, free_port, says
+
+import langchain_pocket_auth._catalog as catalog
 from langchain_pocket_auth import PocketAuth
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def github(
 
 async def _run(block: str, names: dict[str, Any]) -> None:
     code = compile(block, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    result = eval(code, names)  # noqa: S307 - our own README
+    result = eval(code, names)
     if result is not None:
         await result
 

@@ -491,6 +491,26 @@ async def test_new_consent_during_a_refresh_wins(
     assert await state(pocket, "read", "write") == "SKIP_AUTH"
 
 
+async def test_refresh_that_runs_is_finished_before_closing(
+    make_pocket: Make,
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+    tmp_path: Path,
+) -> None:
+    """A rotated refresh token that is on its way is stored, not lost."""
+    pocket = make_pocket(f"sqlite:///{tmp_path}/p.db", keys=KEYS)
+    await connect(pocket, alice, "read")
+    clock.forward(3601)
+    server.fault("slow", delay_s=0.3, **REFRESH)
+    refreshing = asyncio.create_task(token(pocket, "read"))
+    await asyncio.sleep(0.1)
+    await pocket.aclose()
+    assert (await refreshing).access_token == server.issued_access_tokens[-1]
+    assert (await token(pocket, "read")).access_token == server.issued_access_tokens[-1]
+    assert server.token_requests["refresh_token"] == 1
+
+
 # -------------------------------------------------------------------- what a call costs
 
 

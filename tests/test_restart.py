@@ -13,14 +13,6 @@ import pytest
 from conftest import call, free_port, says
 from graphs import DOORS, GATES, MODES, SYNC, Work, build, results, run, thread
 from langchain_core.tools import tool
-from langchain_pocket_auth import (
-    AuthContext,
-    InjectedAuth,
-    PocketAuth,
-    pending_authorizations,
-    resume,
-)
-from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -29,6 +21,15 @@ from langgraph.graph.message import add_messages
 from langgraph.prebuilt import InjectedState, tools_condition
 from langgraph.types import Command
 from pydantic import BaseModel
+
+from langchain_pocket_auth import (
+    AuthContext,
+    InjectedAuth,
+    PocketAuth,
+    pending_authorizations,
+    resume,
+)
+from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
 
 KEYS = "test:" + "A" * 43
 

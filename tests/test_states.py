@@ -15,6 +15,7 @@ from conftest import ACME, free_port, provider
 from pydantic import ValidationError
 from support import (
     KEYS,
+    Watched,
     answer_url,
     asks,
     connect,
@@ -49,6 +50,7 @@ from langchain_pocket_auth import (
     UnknownProvider,
 )
 from langchain_pocket_auth._catalog import BUNDLED, read_providers
+from langchain_pocket_auth._models import find_type, type_name
 from langchain_pocket_auth._seal import KeyRing, new_key
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 
@@ -316,6 +318,27 @@ async def test_of_two_pockets_the_one_that_asked_gets_the_answer(
     FutureStore.resolve_future(callback["state"], callback["code"])
     assert await state(pockets[1], "read") == "RESOLVED"
     assert await state(pockets[0], "read") == "NO_SESSION"
+
+
+async def test_closed_pocket_is_not_opened_again_by_somebody_elses_uid(
+    make_pocket: Make, tmp_path: Path
+) -> None:
+    """Looking for a uid asks the pockets in use, and only those."""
+    opened = []
+    store = Watched(f"sqlite:///{tmp_path}/p.db")
+    open_store = store.open
+
+    async def noting() -> None:
+        opened.append(1)
+        await open_store()
+
+    store.open = noting  # type: ignore[method-assign]
+    pocket = make_pocket(store, keys=KEYS)
+    await link(pocket, "read")
+    await pocket.aclose()
+    with pytest.raises(ValueError, match="no consent"):
+        FutureStore.resolve_future("unknown", "x")
+    assert opened == [1]
 
 
 # ------------------------------------------------------------------ whose, and which
@@ -688,6 +711,12 @@ async def test_dumped_context_has_no_token_and_says_so(
     assert restored.scopes == ["read"]
     with pytest.raises(RedactedContext, match="ask PocketAuth"):
         _ = restored.access_token
+
+
+def test_own_types_are_stored_by_names_that_outlive_their_modules() -> None:
+    """Moving a class inside the package makes no stored session unreadable."""
+    assert type_name(OAuth2Context) == "langchain_pocket_auth.OAuth2Context"
+    assert find_type(type_name(OAuth2Context)) is OAuth2Context
 
 
 def test_key_file_is_made_once_and_for_its_user_only(tmp_path: Path) -> None:

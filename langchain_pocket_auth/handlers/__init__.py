@@ -1,6 +1,7 @@
 """Ways of authenticating."""
 
+from ._answers import OAuth2Context
 from ._base import AuthHandlerInterface
-from ._oauth2 import OAuth2Context, OAuth2Handler, OAuth2Request
+from ._oauth2 import OAuth2Handler, OAuth2Request
 
 __all__ = ["AuthHandlerInterface", "OAuth2Context", "OAuth2Handler", "OAuth2Request"]

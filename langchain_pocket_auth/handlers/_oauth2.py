@@ -8,7 +8,7 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 from urllib.parse import quote_plus, urlencode, urlsplit
 
@@ -17,32 +17,14 @@ from .._errors import (
     ConfigurationError,
     GrantRevoked,
     MissingClient,
-    ProviderUnavailable,
     TokenRequestError,
 )
 from .._futures import FutureData, FutureStore
-from .._http import TRANSIENT_STATUS, Answer, Http
+from .._http import Answer, Http
 from .._models import AuthContext, AuthenticateRequest
+from ._answers import OAuth2Context, checked, context_of
 from ._base import AuthHandlerInterface
 
-# RFC 6749 section 5.2 and 4.1.2.1; other codes are shown as "other".
-_CODES = frozenset(
-    [
-        "invalid_request",
-        "invalid_client",
-        "invalid_grant",
-        "unauthorized_client",
-        "unsupported_grant_type",
-        "invalid_scope",
-        "server_error",
-        "temporarily_unavailable",
-        "access_denied",
-        "slow_down",
-        "bad_verification_code",
-        "token_revoked",
-        "invalid_refresh_token",
-    ]
-)
 # What servers say for "this refresh token is no good"; the last two are Slack's.
 _GONE = frozenset({"invalid_grant", "token_revoked", "invalid_refresh_token"})
 
@@ -53,13 +35,6 @@ class OAuth2Request(AuthenticateRequest):
     client_id: str
     client_secret: str | None = None
     redirect_uri: str
-
-
-class OAuth2Context(AuthContext):
-    """An access token and what renews it. Tools get it without the latter."""
-
-    refresh_token: str | None = None
-    id_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +186,7 @@ class OAuth2Handler(AuthHandlerInterface):
             grant["code_verifier"] = verifier
         sent = datetime.now(UTC)
         answer = await self._token_request(auth_req, grant)
-        return self._context(answer, sent, self.row.token_response)
+        return context_of(self.row, answer, sent, self.row.token_response)
 
     async def refresh(  # type: ignore[override]
         self,
@@ -246,7 +221,7 @@ class OAuth2Handler(AuthHandlerInterface):
                     provider=self.row.id,
                 ) from None
             raise
-        new = self._context(answer, sent, {})
+        new = context_of(self.row, answer, sent, {})
         return new.model_copy(
             update={
                 "refresh_token": new.refresh_token or context.refresh_token,
@@ -278,7 +253,7 @@ class OAuth2Handler(AuthHandlerInterface):
         self, auth_req: OAuth2Request, grant: Mapping[str, str]
     ) -> dict[str, Any]:
         answer = await self._post(self._url(self.row.token_endpoint), auth_req, grant)
-        return self._checked(answer)
+        return checked(self.row, answer)
 
     async def _post(
         self, url: str, auth_req: OAuth2Request, form: Mapping[str, str]
@@ -301,81 +276,6 @@ class OAuth2Handler(AuthHandlerInterface):
             # GitHub answers form-encoded without this.
             headers={"Accept": "application/json", **row.token_request_headers},
             auth=basic,
-        )
-
-    def _checked(self, answer: Answer) -> dict[str, Any]:
-        label, status, content = self.row.label, answer.status, answer.json()
-        raw = content.get("error") if isinstance(content, dict) else None
-        if isinstance(raw, dict):
-            raw = raw.get("code") or raw.get("type")
-        code = (
-            raw if isinstance(raw, str) and raw in _CODES else "other" if raw else None
-        )
-        if status in TRANSIENT_STATUS or code in {
-            "temporarily_unavailable",
-            "server_error",
-        }:
-            raise ProviderUnavailable(
-                f"{label} answered {status}; try again later",
-                provider=self.row.id,
-                retry_after_s=answer.retry_after_s,
-            )
-        success = self.row.token_response.get("success")
-        failed = (
-            success and isinstance(content, dict) and content.get(success) is not True
-        )
-        # GitHub and Slack report errors with status 200.
-        if code or failed or status >= 400:  # noqa: PLR2004
-            code = code or "other"
-            if code in {"invalid_client", "unauthorized_client"}:
-                raise ConfigurationError(
-                    f"{label} does not accept the app itself ({code}): check "
-                    f"client id and secret, and the redirect URI, of {self.row.id!r}"
-                )
-            raise TokenRequestError(
-                f"{label} refused the token request ({code}, status {status})",
-                provider=self.row.id,
-                code=code,
-                status=status,
-            )
-        if status != 200 or not isinstance(content, dict):  # noqa: PLR2004
-            raise ProviderUnavailable(
-                f"{label} sent no token answer (status {status})", provider=self.row.id
-            )
-        return content
-
-    def _context(
-        self, answer: dict[str, Any], sent: datetime, paths: Mapping[str, str]
-    ) -> OAuth2Context:
-        def member(name: str) -> Any:
-            value: Any = answer
-            for part in paths.get(name, name).split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            return value
-
-        token, kind = member("access_token"), member("token_type")
-        # An answer without a token must never stamp the old one as fresh.
-        if not isinstance(token, str) or not token:
-            raise ProviderUnavailable(
-                f"{self.row.label} sent no access token", provider=self.row.id
-            )
-        # RFC 6749 section 5.1 wants token_type; several providers leave it out, and
-        # Slack calls a bearer token "user" or "bot".
-        if isinstance(kind, str) and kind.lower() not in {"bearer", "user", "bot"}:
-            raise TokenRequestError(
-                f"{self.row.label} sent a token that is no bearer token",
-                provider=self.row.id,
-                code="unsupported_token_type",
-                status=200,
-            )
-        refresh, id_token = member("refresh_token"), member("id_token")
-        return OAuth2Context(
-            access_token=token,
-            description=f"{self.row.label} account",
-            expires_at=_expiry(member("expires_in"), sent),
-            scopes=_scopes(member("scope")),
-            refresh_token=refresh if isinstance(refresh, str) and refresh else None,
-            id_token=id_token if isinstance(id_token, str) and id_token else None,
         )
 
     # ------------------------------------------------------- what the engine asks
@@ -465,21 +365,3 @@ class OAuth2Handler(AuthHandlerInterface):
 
     def _url(self, template: str) -> str:
         return template.format_map(self._variables(strict=True))
-
-
-def _expiry(expires_in: Any, sent: datetime) -> datetime | None:
-    # Counted from the request, not the answer. Some send strings; 0 means never.
-    try:
-        seconds = float(expires_in)
-    except (TypeError, ValueError):
-        return None
-    return sent + timedelta(seconds=min(seconds, 3.2e9)) if seconds > 0 else None
-
-
-def _scopes(value: Any) -> list[str] | None:
-    # GitHub lists with commas whatever was sent; some send an array.
-    if isinstance(value, str):
-        value = re.split(r"[\s,]+", value.strip()) if value.strip() else []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        return None
-    return [scope for scope in dict.fromkeys(value) if scope]

@@ -1,0 +1,198 @@
+"""What the routes do: parse strictly, ask the engine, show a page."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from fastapi import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Scope
+
+from .._errors import (
+    CallbackRefused,
+    ConfigurationError,
+    PocketAuthError,
+    ProviderError,
+    ProviderUnavailable,
+    StorageError,
+)
+from .._http import LOOPBACK_HOSTS
+from .._service import Service
+from ._pages import SECURITY_HEADERS, Outcome, page
+
+logger = logging.getLogger(__name__)
+
+MAX_QUERY_BYTES = 8192
+_STATUS = {
+    "unknown": 404,
+    "expired": 410,
+    "replayed": 409,
+    "mismatch": 403,
+    "malformed": 400,
+}
+
+
+class Desk:
+    """Answers requests, for the routes of this package and of third parties."""
+
+    def __init__(self, service: Service, app_name: str | None) -> None:
+        self._base_url, self._app_name = service.base_url, app_name
+        self._label = service.registry.label
+        self.ask = service.ask
+        base = urlsplit(service.base_url)
+        self._origin, self.prefix = f"{base.scheme}://{base.netloc}", base.path
+
+    async def show(self, request: Request, ticket: str) -> Response:
+        """Answer GET of a connect link, before and after the person acted."""
+        if (refused := self.foreign_host(request)) is not None:
+            return refused
+        try:
+            stored, key = await self.ask(lambda e: e.attempts.ticket(ticket))
+        except PocketAuthError as error:
+            return self.failed(error)
+        future = stored.entry
+        label = self._label(key.provider)
+        if future.status == "done" and future.withheld:
+            left_out = future.withheld
+            return page(Outcome.WITHHELD, status=200, provider=label, scopes=left_out)
+        if future.status == "done":
+            return page(Outcome.CONNECTED, status=200, provider=label)
+        if future.status == "denied":
+            button = f"Connect {label} after all"
+            return page(Outcome.DECLINED, status=200, provider=label, button=button)
+        return page(
+            Outcome.PENDING,
+            status=200,
+            provider=label,
+            scopes=future.scopes,
+            tools=future.tools,
+            owner=None if key.owner.id == "default" else key.owner.id,
+            app_name=self._app_name,
+        )
+
+    async def start(self, request: Request, ticket: str) -> Response:
+        """Answer POST of a connect link."""
+        if (refused := self.foreign_host(request)) is not None:
+            return refused
+        if not self._same_origin(request):
+            return refusal("mismatch")
+        try:
+            url = await self.ask(lambda e: e.attempts.begin(ticket))
+            _, key = await self.ask(lambda e: e.attempts.ticket(ticket))
+        except PocketAuthError as error:
+            return self.failed(error)
+        label = self._label(key.provider)
+        return page(Outcome.LEAVING, status=200, provider=label, next_url=url)
+
+    async def callback(self, request: Request) -> Response:
+        """Answer a provider's redirect (RFC 6749 section 4.1.2)."""
+        query = query_of(request.scope)  # first: it hides the query from access logs
+        refused = self.foreign_host(request) or _not_a_visit(request)
+        if refused is not None:
+            return refused
+        if query is None or not query.get("state"):
+            return refusal("malformed")
+        return await self.answer(
+            query["state"],
+            handler_name="{provider}-{method}".format(**request.path_params),
+            value=query.get("code"),
+            error=query.get("error"),
+            issuer=query.get("iss"),
+        )
+
+    async def answer(self, uid: str, **answer: Any) -> Response:
+        """Carry out an answer; on success leave the URL that holds the code."""
+        try:
+            result = await self.ask(lambda e: e.attempts.answer(uid, **answer))
+        except PocketAuthError as error:
+            return self.failed(error)
+        if result.ticket is None:
+            return refusal("expired")
+        # 303: the code leaves the address bar and the history.
+        return RedirectResponse(
+            f"{self._base_url}/connect/{result.ticket}",
+            status_code=303,
+            headers=dict(SECURITY_HEADERS),
+        )
+
+    def failed(self, error: PocketAuthError) -> HTMLResponse:
+        """Return the page for an error; its text is for the log only."""
+        if isinstance(error, CallbackRefused):
+            return refusal(error.reason)
+        provider = getattr(error, "provider", None)
+        label = self._label(provider) if provider else None
+        logger.warning("a person could not be connected: %s", error)
+        if isinstance(error, (ProviderUnavailable, StorageError)):
+            return page(Outcome.UNAVAILABLE, status=503, provider=label, button="")
+        if isinstance(error, (ProviderError, ConfigurationError)):
+            detail = (
+                "The operator of this app has to look at its settings."
+                if isinstance(error, ConfigurationError)
+                else "Open the link in the chat again to retry."
+            )
+            return page(
+                Outcome.FAILED, status=502, provider=label, detail=detail, button=""
+            )
+        return page(Outcome.FAILED, status=502, provider=label, button="")
+
+    def foreign_host(self, request: Request) -> Response | None:
+        """Refuse names that are not ours: DNS rebinding comes with its own."""
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:
+            host = None
+        return None if host in LOOPBACK_HOSTS else refusal("mismatch", status=421)
+
+    def _same_origin(self, request: Request) -> bool:
+        # Browsers since 2023 always send it; `same-site` is another port of ours.
+        if (site := request.headers.get("sec-fetch-site")) is not None:
+            return site == "same-origin"
+        return request.headers.get("origin") in {None, self._origin}
+
+
+def refusal(reason: str, *, status: int | None = None) -> HTMLResponse:
+    """Return the page for an answer that was refused."""
+    return page(Outcome(reason), status=status or _STATUS[reason])
+
+
+def _not_a_visit(request: Request) -> Response | None:
+    """Answer what is not a person's browser going there, and change nothing."""
+    if request.method != "GET":
+        headers = {**SECURITY_HEADERS, "Allow": "GET"}
+        return Response(status_code=405, headers=headers)
+    return prefetched(request)
+
+
+def prefetched(request: Request) -> Response | None:
+    """Answer a browser that only loads ahead."""
+    purposes = (request.headers.get(name, "") for name in ("sec-purpose", "purpose"))
+    if any("prefetch" in purpose for purpose in purposes):
+        return Response(status_code=204, headers=dict(SECURITY_HEADERS))
+    return None
+
+
+def query_of(scope: Scope) -> dict[str, str] | None:
+    """
+    Return the parameters; `None` for what no honest provider sends.
+
+    The scope loses its query, so that access logs that read it afterwards do too.
+    """
+    raw: bytes = scope["query_string"]
+    scope["query_string"] = b""
+    if len(raw) > MAX_QUERY_BYTES:
+        return None
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=50,
+        )
+    except ValueError:
+        return None
+    query = dict(pairs)
+    if len(query) != len(pairs) or any("\0" in v for v in query.values()):
+        return None
+    return query

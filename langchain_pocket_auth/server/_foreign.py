@@ -1,0 +1,142 @@
+"""Callback routes of third parties: run inside, behind all of our checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .._errors import CallbackRefused, FutureNotFound, PocketAuthError
+from .._futures import FutureData, Serving, serving_context
+from ._desk import Desk, prefetched, query_of, refusal
+from ._pages import SECURITY_HEADERS, Outcome, page
+
+logger = logging.getLogger(__name__)
+
+_ROUTING = frozenset({"app", "router", "endpoint", "path_params", "route"})
+
+
+def foreign_routes(
+    desk: Desk, foreign: APIRouter, handlers: Iterable[str], otherwise: ASGIApp
+) -> list[Route]:
+    """
+    Return routes that serve a third party's router below `/auth`.
+
+    Args:
+        desk: Takes the answers.
+        foreign: The router.
+        handlers: The handlers whose attempts it may answer.
+        otherwise: Serves what the router does not.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(foreign, prefix="/auth")
+    served = _Foreign(app, desk, frozenset(handlers), otherwise)
+    # What it included itself may be hidden in there, so below its prefix we ask.
+    nested = f"{foreign.prefix}/{{rest:path}}"
+    paths = [r.path if isinstance(r, Route) else nested for r in foreign.routes]
+    return [Route(f"/auth{path}", served) for path in dict.fromkeys(paths)]
+
+
+class _Foreign:
+    """
+    Runs a third party's endpoint; what it resolves is exchanged afterwards.
+
+    A refusal in the query is answered before the endpoint, whose `code: str` would
+    make a 422 of it. A failed exchange replaces the endpoint's page.
+    """
+
+    def __init__(
+        self, app: FastAPI, desk: Desk, handlers: frozenset[str], otherwise: ASGIApp
+    ) -> None:
+        self._app, self._desk, self._handlers = app, desk, handlers
+        self._otherwise = otherwise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # As if nobody had mounted it: it knows neither the app nor its prefix.
+        inner = {k: v for k, v in scope.items() if k not in _ROUTING}
+        path = scope["path"].removeprefix(self._desk.prefix)
+        inner |= {"path": path, "raw_path": path.encode(), "root_path": ""}
+        if all(r.matches(dict(inner))[0] is not Match.FULL for r in self._app.routes):
+            await self._otherwise(scope, receive, send)
+            return
+        query = query_of(scope)
+        request = Request(scope, receive)
+        response = self._desk.foreign_host(request) or prefetched(request)
+        if response is None and query is None:
+            response = refusal("malformed")
+        if response is None:
+            try:
+                response = await self._serve(query or {}, inner, receive)
+            except PocketAuthError as error:
+                response = self._desk.failed(error)
+        await response(scope, receive, send)
+
+    async def _serve(
+        self, query: dict[str, str], inner: Scope, receive: Receive
+    ) -> Response:
+        uid, answer = query.get("state", ""), {"issuer": query.get("iss")}
+        attempt = await self._ours(uid) if uid else None
+        if attempt is not None and "error" in query:
+            answer["error"] = query["error"]
+            return await self._desk.answer(uid, handler_name=None, **answer)
+        serving = Serving(bool(uid), attempt)
+        response = await self._page(serving, inner, receive)
+        for resolved, value in serving.resolved:
+            if resolved != uid:
+                await self._ours(resolved)
+            ours = await self._desk.answer(
+                resolved, handler_name=None, value=value, **answer
+            )
+            if ours.status_code >= 400:  # noqa: PLR2004
+                return ours
+        headers = {k: v for k, v in SECURITY_HEADERS.items() if "Policy" not in k}
+        response.headers.update(headers)
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    async def _ours(self, uid: str) -> FutureData | None:
+        """Return the attempt of a uid, if it is one that this route may answer."""
+        stored = await self._desk.ask(lambda e: e.attempts.find(uid))
+        if stored is None:
+            return None
+        if stored.entry.handler not in self._handlers:
+            raise CallbackRefused("mismatch")
+        return FutureData(uid, dict(stored.entry.data), tuple(stored.entry.scopes))
+
+    async def _page(self, serving: Serving, inner: Scope, receive: Receive) -> Response:
+        try:
+            with serving_context(serving):
+                response = await _captured(self._app, inner, receive)
+        except FutureNotFound:
+            return refusal("unknown")
+        except Exception as error:  # noqa: BLE001 - whatever an endpoint raises
+            # Not its text: it may hold the code.
+            logger.warning("a callback endpoint failed: %s", type(error).__name__)
+            serving.resolved.clear()
+            return page(Outcome.FAILED, status=502, button="")
+        # FastAPI's own answer to a missing parameter would repeat the others.
+        return refusal("malformed") if response.status_code == 422 else response  # noqa: PLR2004
+
+
+async def _captured(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
+    """Run an app and keep its answer instead of sending it."""
+    response, body = Response(), bytearray()
+
+    async def keep(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            response.status_code = message["status"]
+            response.raw_headers = [
+                (k, v) for k, v in message.get("headers", ()) if k != b"content-length"
+            ]
+        elif message["type"] == "http.response.body":
+            body.extend(message.get("body", b""))
+
+    await app(scope, receive, keep)
+    response.body = bytes(body)
+    response.headers["content-length"] = str(len(body))
+    return response

@@ -1,0 +1,301 @@
+"""
+Each private name of LangGraph and LangChain that the package reads, by a real run.
+
+A failure here names what moved; the places to adapt are `_task.py` and `_wrapping.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from typing import Any
+
+import pytest
+from conftest import call, says
+from graphs import ASYNC, MODES, SYNC, State, run
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool, Tool, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint
+from langgraph.graph import START, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command, RetryPolicy, Send, interrupt
+from pydantic import Field
+
+from langchain_pocket_auth import _task
+
+
+def entering(seen: list[Any], body: Any = None) -> Any:
+    """Return a graph of one node that looks at its config."""
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        found = dict(config["configurable"])
+        scratchpad = found["__pregel_scratchpad"]
+        found["answers"] = list(scratchpad.resume)
+        found["by value"] = scratchpad.get_null_resume(False)
+        seen.append({**found, "metadata": dict(config["metadata"])})
+        return body() if body else {}
+
+    builder = StateGraph(State)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    return builder
+
+
+def twice() -> Any:
+    interrupt("first?")
+    interrupt("second?")
+    return {}
+
+
+GO = {"messages": [("user", "go")]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scratchpad_has_answers_and_counter(mode: str) -> None:
+    """`__pregel_scratchpad`: .resume, .get_null_resume(consume), .interrupt_counter."""
+    seen: list[Any] = []
+    graph = entering(seen, twice).compile(checkpointer=InMemorySaver())
+    state = run(graph, GO, mode)
+    run(graph, Command(resume="one"), mode)
+    state = graph.get_state({"configurable": {"thread_id": "1"}})
+    run(graph, Command(resume={state.interrupts[0].id: "two"}), mode)
+    answers = [(s["answers"], s["by value"]) for s in seen]
+    assert answers[0] == ([], None), "the first execution already has answers"
+    assert answers[1] == ([], "one"), "an answer by value is not in get_null_resume"
+    assert answers[2][0] == ["one", "two"], "scratchpad.resume is not in order"
+    for found in seen:
+        scratchpad = found["__pregel_scratchpad"]
+        assert {scratchpad.interrupt_counter: 1}, "the counter cannot be a key"
+        assert weakref.ref(scratchpad.get_null_resume), "it cannot be a weak key"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_task_id_stays_the_same_when_a_task_runs_again(mode: str) -> None:
+    """`__pregel_task_id`: the durable count of pauses is kept under it."""
+    seen: list[Any] = []
+    graph = entering(seen, twice).compile(checkpointer=InMemorySaver())
+    run(graph, GO, mode)
+    run(graph, Command(resume="one"), mode)
+    ids = {found["__pregel_task_id"] for found in seen}
+    assert len(seen) == 2
+    assert len(ids) == 1, "a task that runs again has another id"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resumed_runs_say_so(mode: str) -> None:
+    """`__pregel_resuming`, and `__pregel_resume_map` when resumed by id."""
+    seen: list[Any] = []
+    graph = entering(seen, twice).compile(checkpointer=InMemorySaver())
+    state = run(graph, GO, mode)
+    run(graph, None, mode)
+    run(graph, Command(resume={state["__interrupt__"][0].id: "one"}), mode)
+    first, again, by_id = seen
+    assert not first.get("__pregel_resuming"), "a first run says it is resumed"
+    assert again.get("__pregel_resuming"), "a run without input does not say so"
+    assert by_id.get("__pregel_resuming"), "a resumed run does not say so"
+    assert not again.get("__pregel_resume_map")
+    assert by_id.get("__pregel_resume_map"), "the map of answers is kept elsewhere"
+
+
+@pytest.mark.parametrize("saver", [None, InMemorySaver()], ids=["none", "memory"])
+def test_checkpointer_is_in_the_config(saver: Any) -> None:
+    """`__pregel_checkpointer`: without one a pause is refused."""
+    seen: list[Any] = []
+    run(entering(seen).compile(checkpointer=saver), GO, SYNC)
+    assert _task.has_checkpointer({"configurable": seen[0]}) is (saver is not None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sent_tasks_are_told_by_their_trigger(mode: str) -> None:
+    """`langgraph_triggers` is `("__pregel_push",)` under Send, and nowhere else."""
+    seen: list[Any] = []
+    builder = entering(seen)
+    builder.add_node("sender", lambda _: {})
+    builder.add_edge(START, "sender")
+    builder.add_conditional_edges("sender", lambda _: [Send("node", GO)], ["node"])
+    run(builder.compile(), GO, mode)
+    triggers = [tuple(s["metadata"]["langgraph_triggers"]) for s in seen]
+    assert len(triggers) == 2
+    assert triggers.count(("__pregel_push",)) == 1, f"a Send task says {triggers}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_channels_are_read_as_toolnode_reads_them(mode: str) -> None:
+    """`__pregel_read` is a partial whose second argument are the channels."""
+    seen: list[Any] = []
+    calls = says(call("a"), call("b"))
+    graph = entering(seen).compile()
+    run(graph, {"messages": [calls]}, mode)
+    read = seen[0]["__pregel_read"]
+    assert isinstance(read, functools.partial), "__pregel_read is no partial any more"
+    values = read(list(read.args[1]), True)
+    assert [c["id"] for c in _task.open_calls(values["messages"])] == [
+        "call-a",
+        "call-b",
+    ]
+
+
+def test_retry_starts_counting_anew() -> None:
+    """A retried task keeps its answers and gets a new interrupt_counter."""
+    counters: list[Any] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        scratchpad = config["configurable"]["__pregel_scratchpad"]
+        counters.append((scratchpad.get_null_resume, scratchpad.interrupt_counter))
+        if len(counters) == 1:
+            raise ConnectionError
+        return {}
+
+    builder = StateGraph(State)
+    policy = RetryPolicy(initial_interval=0.01, jitter=False, retry_on=ConnectionError)
+    builder.add_node("node", node, retry_policy=policy)
+    builder.add_edge(START, "node")
+    builder.compile().invoke(GO)
+    (answers, counter), (same_answers, other) = counters
+    assert answers is same_answers, "a retry takes its answers elsewhere"
+    assert counter is not other, "a retry goes on counting where it stopped"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_executions_are_forgotten_with_their_tasks(mode: str) -> None:
+    """What is kept about a running task does not outlive it."""
+    import gc
+
+    seen: list[Any] = []
+
+    def body() -> Any:
+        from langgraph.config import get_config
+
+        found = _task.guarded_call(get_config())
+        assert found is not None
+        seen.append(found.ordinal)
+        found.leave()
+        return {}
+
+    gc.collect()
+    before = len(_task._executions)
+    for _ in range(3):
+        run(entering([], body).compile(), GO, mode)
+    gc.collect()
+    assert seen == [0, 0, 0]
+    assert len(_task._executions) <= before
+
+
+# ----------------------------------------------------------------------- langchain-core
+
+
+class Noted(BaseTool):
+    """A tool that notes which of its methods LangChain calls."""
+
+    name: str = "noted"
+    description: str = "Note."
+    notes: list[str] = Field(default_factory=list)
+
+    def _to_args_and_kwargs(self, tool_input: Any, tool_call_id: str | None) -> Any:
+        self.notes.append("_to_args_and_kwargs")
+        return super()._to_args_and_kwargs(tool_input, tool_call_id)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.notes.append("run")
+        assert {"config", "tool_call_id"} <= kwargs.keys(), "run() is called otherwise"
+        return super().run(*args, **kwargs)
+
+    async def arun(self, *args: Any, **kwargs: Any) -> Any:
+        self.notes.append("arun")
+        assert {"config", "tool_call_id"} <= kwargs.keys(), "arun() is called otherwise"
+        return await super().arun(*args, **kwargs)
+
+    def _run(self, text: str) -> str:
+        self.notes.append("_run")
+        return text
+
+    async def _arun(self, text: str) -> str:
+        self.notes.append("_arun")
+        return text
+
+
+def test_invoke_passes_the_seams_in_order() -> None:
+    """`invoke` → `run` → `_to_args_and_kwargs` → `_run`; the async ones likewise."""
+    noted = Noted()
+    noted.invoke(call("noted", text="x"))
+    assert noted.notes == ["run", "_to_args_and_kwargs", "_run"]
+    noted.notes.clear()
+    asyncio.run(noted.ainvoke(call("noted", text="x")))
+    assert noted.notes == ["arun", "_to_args_and_kwargs", "_arun"]
+
+
+@pytest.mark.parametrize("kind", [StructuredTool, Tool])
+def test_function_tools_go_to_a_thread_through_invoke(kind: Any) -> None:
+    """`ainvoke` of a tool without a coroutine calls `invoke`, and so `run`."""
+    import threading
+
+    threads: list[Any] = []
+
+    class Watched(kind):
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().run(*args, **kwargs)
+
+    def echo(text: str) -> str:
+        """Echo."""
+        return text
+
+    if kind is Tool:
+        watched = Watched(name="echo", func=echo, description="Echo.")
+    else:
+        watched = Watched.from_function(echo)
+    assert asyncio.run(watched.ainvoke("x" if kind is Tool else {"text": "x"})) == "x"
+    assert threads
+    assert threads[0] is not threading.main_thread(), "ainvoke does not use a thread"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_toolnode_calls_tools_by_invoke_with_a_tool_call(mode: str) -> None:
+    """ToolNode passes the ToolCall and the config, so that a call knows its id."""
+    noted = Noted()
+    builder = StateGraph(State)
+    builder.add_node("tools", ToolNode([noted]))
+    builder.add_edge(START, "tools")
+    done = run(builder.compile(), {"messages": [says(call("noted", text="x"))]}, mode)
+    assert done["messages"][-1].tool_call_id == "call-noted"
+    assert noted.notes[0] == ("run" if mode == SYNC else "arun")
+
+
+def test_class_of_a_tool_can_be_changed() -> None:
+    """`__class__` and `__pydantic_private__` of a copied tool may be set."""
+
+    @tool
+    def echo(text: str) -> str:
+        """Echo."""
+        return text
+
+    copy = echo.model_copy()
+    other = type("Other", (type(echo),), {"__annotations__": {}})
+    object.__setattr__(copy, "__class__", other)
+    object.__setattr__(
+        copy, "__pydantic_private__", {**(copy.__pydantic_private__ or {})}
+    )
+    assert isinstance(copy, StructuredTool)
+    assert copy.invoke({"text": "x"}) == "x"
+    assert type(echo) is StructuredTool
+
+
+async def test_entrypoints_and_tasks_have_the_same_seams() -> None:
+    """The functional API keeps scratchpad, task id and channels at the same place."""
+    seen: list[Any] = []
+
+    @entrypoint(checkpointer=InMemorySaver())
+    async def flow(value: Any, config: RunnableConfig) -> Any:
+        seen.append(config["configurable"])
+        return value
+
+    await flow.ainvoke(1, {"configurable": {"thread_id": "1"}})
+    names = ("__pregel_scratchpad", "__pregel_task_id", "__pregel_read")
+    missing = [name for name in names if name not in seen[0]]
+    assert not missing, f"an entrypoint does not tell {missing}"
+    found = _task.guarded_call({"configurable": seen[0]})
+    assert found is not None
+    assert found.may_pause, f"an entrypoint looks like a shared task in {ASYNC} runs"
+    found.leave()
