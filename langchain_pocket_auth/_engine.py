@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ._attempts import Attempts
 from ._errors import (
     AuthorizationRefused,
     AuthorizationRequired,
+    ConfigurationError,
     CredentialUnreadable,
     PocketAuthError,
     ScopeWithheld,
@@ -28,27 +29,23 @@ from ._models import (
     Requirement,
     SessionKey,
 )
-from ._refresh import Refresher, advisory_at, give_back
+from ._questions import Questions
+from ._refresh import Refresher, advisory_at, give_back, usable
 from ._registry import Registry
-from ._standing import Standing, decide, is_open
+from ._standing import Standing, decide
 from ._vault import (
-    ATTEMPT_KEPT,
     CAS_TRIES,
     Future,
     Pauses,
-    Pointer,
     Session,
     Stored,
-    Typed,
     Vault,
     entry_key,
-    ticket_key,
 )
-from ._waiting import lifetime
 
 logger = logging.getLogger(__name__)
 
-MAX_TURNS = 50  # turns that one future remembers
+_NOTHING_TO_ASK = {AuthState.SKIP_AUTH, AuthState.DO_REFRESH, AuthState.RESOLVED}
 
 
 class Engine:
@@ -74,11 +71,14 @@ class Engine:
         changed: Callable[[Owner], None] = lambda _: None,
     ) -> None:
         self.vault, self.registry = vault, registry
-        self._base_url, self._listen, self._future_ttl = base_url, listen, future_ttl
+        self._listen = listen
+        self._questions = Questions(vault, registry, base_url, future_ttl)
         self._changed = changed
         self._refresher = Refresher(vault)
         self.attempts = Attempts(vault, registry, changed)
         self._background: set[asyncio.Task[Any]] = set()
+        self._turnstiles: WeakValueDictionary[Owner, asyncio.Lock]
+        self._turnstiles = WeakValueDictionary()
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -88,7 +88,7 @@ class Engine:
         await asyncio.gather(self._refresher.close(), self.attempts.close())
         await self.vault.close()
 
-    # ---------------------------------------------------------------------- check
+    # ------------------------------------------------------------ check and prepare
 
     async def standing(
         self,
@@ -101,8 +101,6 @@ class Engine:
         candidates = self.registry.candidates(requirement)
         now = self.vault.now()
         return decide(shelf, candidates, owner, requirement, request, now=now)
-
-    # -------------------------------------------------------------------- prepare
 
     async def prepare(
         self,
@@ -122,120 +120,17 @@ class Engine:
         Raises:
             ConfigurationError: A setting is wrong; no link was made.
         """
-        for _ in range(CAS_TRIES):
-            standing = await self.standing(owner, requirement, request)
-            if standing.state in {
-                AuthState.SKIP_AUTH,
-                AuthState.DO_REFRESH,
-                AuthState.RESOLVED,
-            }:
-                return None
-            await self._listen()
-            old = standing.future
-            if old is not None and is_open(old.entry, self.vault.now()):
-                saved = await self._widen(old, standing, requirement, turn, tools)
-            else:
-                saved = await self._ask(old, standing, requirement, turn, tools)
-            if saved is not None:
-                return self._consent(saved, standing)
+        # One after the other here, so that only other processes can come between.
+        async with self._turnstiles.setdefault(owner, asyncio.Lock()):
+            for _ in range(CAS_TRIES):
+                standing = await self.standing(owner, requirement, request)
+                if standing.state in _NOTHING_TO_ASK:
+                    return None
+                await self._listen()
+                consent = await self._questions.ask(standing, requirement, turn, tools)
+                if consent is not None:
+                    return consent
         raise StorageError("a future could not be saved: too many writers")
-
-    async def _ask(
-        self,
-        old: Stored[Future] | None,
-        standing: Standing,
-        requirement: Requirement,
-        turn: str | None,
-        tools: Iterable[str],
-    ) -> Stored[Future] | None:
-        key, scopes = standing.key, self._scopes_to_ask(standing, requirement)
-        future = Future(
-            id=secrets.token_urlsafe(16),
-            ticket=secrets.token_urlsafe(32),
-            handler=standing.handler.name,
-            owner_id=key.owner.id,
-            scopes=scopes,
-            needed=list(requirement.scopes),
-            state="DO_AUTH" if standing.session else "NO_SESSION",
-            request=self._sealed_request(standing.request, scopes),
-            turns=[turn] if turn else [],
-            tools=sorted(tools),
-            expires_at=self.vault.now() + self._future_ttl,
-        )
-        pointer = Pointer(
-            owner=(key.owner.kind, key.owner.id),
-            provider=key.provider,
-            profile=key.profile,
-            connection=key.connection,
-        )
-        # The pointer first: a link that leads nowhere must never be given out.
-        # It stays a while longer, so that who comes too late is told so.
-        known = self._future_ttl + ATTEMPT_KEPT
-        await self.vault.create(ticket_key(future.ticket), pointer, known)
-        place, ttl = entry_key(Future, key), lifetime(self._future_ttl)
-        if old is None:
-            saved = await self.vault.create(place, future, ttl)
-        else:
-            saved = await self.vault.replace(old, future, ttl)
-        if saved is None:
-            await self.vault.discard(ticket_key(future.ticket))
-        return saved
-
-    async def _widen(
-        self,
-        old: Stored[Future],
-        standing: Standing,
-        requirement: Requirement,
-        turn: str | None,
-        tools: Iterable[str],
-    ) -> Stored[Future] | None:
-        entry = old.entry
-        scopes = list(
-            dict.fromkeys([*entry.scopes, *self._scopes_to_ask(standing, requirement)])
-        )
-        wider = entry.model_copy(
-            update={
-                "scopes": scopes,
-                # Perhaps the app is registered anew, or lives elsewhere.
-                "request": self._sealed_request(standing.request, scopes),
-                "needed": list(dict.fromkeys([*entry.needed, *requirement.scopes])),
-                "turns": _with(entry.turns, turn),
-                "tools": sorted({*entry.tools, *tools}),
-            }
-        )
-        if wider == entry:
-            return old
-        ttl = lifetime(entry.expires_at - self.vault.now())
-        return await self.vault.replace(old, wider, ttl)
-
-    @staticmethod
-    def _scopes_to_ask(standing: Standing, requirement: Requirement) -> list[str]:
-        granted = standing.session.entry.scopes if standing.session else []
-        wanted = requirement.scopes or sorted(standing.handler.recommended_scopes())
-        return list(dict.fromkeys([*granted, *wanted]))
-
-    @staticmethod
-    def _sealed_request(request: AuthenticateRequest, scopes: list[str]) -> Typed:
-        return Typed.of(request.model_copy(update={"auth_scopes": scopes}))
-
-    def _link(self, future: Future) -> str:
-        return f"{self._base_url}/connect/{future.ticket}"
-
-    def _consent(self, stored: Stored[Future], standing: Standing) -> Consent:
-        future = stored.entry
-        return Consent(
-            key=future.id,
-            url=self._link(future),
-            expires_at=future.expires_at,
-            state=standing.state,
-            provider=standing.key.provider,
-            display_name=self.registry.label(standing.key.provider),
-            handler=future.handler,
-            profile=standing.key.profile,
-            scopes=tuple(future.scopes),
-            missing_scopes=standing.missing,
-            upgrade=standing.session is not None,
-        )
 
     # --------------------------------------------------------------- authenticate
 
@@ -293,7 +188,7 @@ class Engine:
                 "call prepare and let the person open the link",
                 provider=requirement.provider,
                 scopes=standing.missing,
-                url=self._link(future.entry) if pending and future else None,
+                url=self._questions.link(future.entry) if pending and future else None,
             )
 
     async def _renew(self, standing: Standing) -> Stored[Session] | None:
@@ -411,19 +306,27 @@ class Engine:
                 await give_back(candidate, session.entry, context)
         return found
 
-    async def sessions(self, owner: Owner) -> list[tuple[SessionKey, Stored[Session]]]:
-        """Return all sessions of an owner."""
+    async def sessions(
+        self, owner: Owner
+    ) -> list[tuple[SessionKey, Stored[Session], AuthState]]:
+        """Return all sessions of an owner, and how each stands by itself."""
         shelf = await self.vault.shelf(owner)
         found = [(key, shelf.get(Session, key)) for key in shelf.keys(Session)]
-        return [(key, stored) for key, stored in found if stored is not None]
+        return [
+            (key, stored, self._state(key, stored.entry))
+            for key, stored in found
+            if stored is not None
+        ]
+
+    def _state(self, key: SessionKey, session: Session) -> AuthState:
+        try:
+            handler = self.registry.named(key.connection.partition("?")[0])
+            request = handler.make_request(list(session.scopes))
+        except ConfigurationError:
+            return AuthState.DO_AUTH  # the app is not registered there any more
+        return usable(session, handler, request, self.vault.now()) or AuthState.DO_AUTH
 
 
 def declined(label: str) -> AuthorizationRefused:
     """Return what a tool is told when the person said no."""
     return AuthorizationRefused(f"The user declined to connect {label}.")
-
-
-def _with(turns: list[str], turn: str | None) -> list[str]:
-    if turn is None or turn in turns:
-        return turns
-    return [*turns, turn][-MAX_TURNS:]

@@ -7,10 +7,12 @@ from typing import Any
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command, Send
 
 from ._errors import ConfigurationError
 from ._gate import Gate
+from ._owner import OwnerSource, run_info
 from ._task import open_calls
 
 
@@ -58,6 +60,26 @@ class GateNode:
             update={self._messages_key: errors} if errors else None,
             goto=sends or self._then,
         )
+
+
+def add_owner(tool_node_kwargs: dict[str, Any], owners: OwnerSource) -> None:
+    """Let runs that an unguarded tool starts act for its own run's owner."""
+    around = tool_node_kwargs.get("wrap_tool_call")
+    a_around = tool_node_kwargs.get("awrap_tool_call")
+
+    def run(request: Any, handler: Any) -> Any:
+        with owners.handed_down(run_info(ensure_config())):
+            return around(request, handler) if around else handler(request)
+
+    async def arun(request: Any, handler: Any) -> Any:
+        with owners.handed_down(run_info(ensure_config())):
+            if a_around:
+                return await a_around(request, handler)
+            return await handler(request)
+
+    tool_node_kwargs |= {"wrap_tool_call": run}
+    if a_around or not around:  # ToolNode takes a lone synchronous one for both
+        tool_node_kwargs |= {"awrap_tool_call": arun}
 
 
 def _call_with_state(call: Mapping[str, Any], state: Any) -> dict[str, Any]:

@@ -117,14 +117,13 @@ class OwnerSource:
         inherited = _inherited.get().get(self)
         if isinstance(inherited, Owner):
             return inherited
-        setting = self._setting
-        if setting is not None and not callable(setting):
-            return setting
         run = inherited or run_info(config)
-        if run.user:
+        if run.user:  # whom a server authenticated goes before any setting
             return Owner("user", run.user)
-        if setting is not None:
-            return setting(run)
+        if callable(self._setting):
+            return self._setting(run)
+        if self._setting is not None:
+            return self._setting
         return DEFAULT_OWNER if self._loopback and not run.on_server else None
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from langchain_core.tools import BaseTool
 
 from ._catalog import Catalog, Provider
-from ._engine import Engine
 from ._errors import ConfigurationError
 from ._futures import register_backing
 from ._gate import Gate
@@ -252,7 +250,7 @@ class PocketAuth:
         """
         from langgraph.prebuilt import ToolNode
 
-        from ._graph import GateNode
+        from ._graph import GateNode, add_owner
 
         guarded = self.wrap(list(tools))
         needs = {t.name: guarded_needs(t) for t in guarded if is_guarded(t)}
@@ -260,6 +258,8 @@ class PocketAuth:
             self._service, lambda n: needs[n].requirements if n in needs else ()
         )
         run = f"{name}_run"
+        if len(needs) < len(guarded):
+            add_owner(tool_node_kwargs, self._service.owners)
         node = GateNode(
             gate, builder, name=name, tools=run, then=then, messages_key=messages_key
         )
@@ -390,7 +390,7 @@ class PocketAuth:
     ) -> AuthContext | None:
         """Return the stored context of a provider, fresh or not; `None`: no session."""
         who, provider = _owner(thread_id, owner), _plain(auth_provider)
-        for key, stored in await self._service.ask(lambda e: e.sessions(who)):
+        for key, stored, _ in await self._service.ask(lambda e: e.sessions(who)):
             if (key.provider, key.profile) == (provider, profile):
                 return self._service.for_tool(Requirement(provider), stored.entry)
         return None
@@ -405,23 +405,16 @@ class PocketAuth:
         """Return provider, profile, scope and state of an owner's sessions."""
         who = _owner(thread_id, owner)
         wanted = None if auth_provider is None else _plain(auth_provider)
-        listed = []
-        for key, stored in await self._service.ask(lambda e: e.sessions(who)):
-            if wanted not in {None, key.provider}:
-                continue
-            asked = Requirement(key.provider, profile=key.profile)
-            standing = await self._service.ask(
-                partial(Engine.standing, owner=who, requirement=asked)
-            )
-            listed.append(
-                {
-                    "provider": key.provider,
-                    "profile": key.profile,
-                    "scope": list(stored.entry.scopes),
-                    "state": standing.state,
-                }
-            )
-        return listed
+        return [
+            {
+                "provider": key.provider,
+                "profile": key.profile,
+                "scope": list(stored.entry.scopes),
+                "state": state,
+            }
+            for key, stored, state in await self._service.ask(lambda e: e.sessions(who))
+            if wanted in {None, key.provider}
+        ]
 
     async def delete_session(
         self,

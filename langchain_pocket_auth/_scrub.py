@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel
 
@@ -31,7 +32,7 @@ def scrubbed(
                 raise
         raise other  # out here, so that it does not keep the first as its context
 
-    return run
+    return _described(run, method)
 
 
 def ascrubbed(
@@ -48,7 +49,18 @@ def ascrubbed(
                 raise
         raise other
 
-    return arun
+    return _described(arun, method)
+
+
+def _described(
+    run: Callable[..., Any], method: Callable[..., Any]
+) -> Callable[..., Any]:
+    # LangChain asks for both on every call; annotations that are strings would be
+    # compiled each time.
+    with suppress(NameError, TypeError):
+        run.__annotations__ = get_type_hints(method, include_extras=True)
+    run.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return run
 
 
 def clean(value: Any, tokens: tuple[str, ...], depth: int = _DEPTH) -> Any:

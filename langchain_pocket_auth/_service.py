@@ -161,7 +161,8 @@ class Service:
             return None
         if cached.renew_at is not None and datetime.now(UTC) >= cached.renew_at:
             return None
-        return cached.context
+        # A copy: what one tool does to it reaches no other.
+        return cached.context.model_copy()
 
     def peek_request(
         self, owner: Owner, requirement: Requirement, request: AuthenticateRequest

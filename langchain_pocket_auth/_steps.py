@@ -147,7 +147,8 @@ def no_checkpointer() -> ConfigurationError:
     """Return what a graph that cannot be resumed is told."""
     return ConfigurationError(
         "this graph has to pause for an authorization and has no checkpointer: compile "
-        "it with one, e.g. builder.compile(checkpointer=InMemorySaver())"
+        "it with one, e.g. builder.compile(checkpointer=InMemorySaver()); a child "
+        "graph takes its parent's, unless it is compiled with checkpointer=False"
     )
 
 

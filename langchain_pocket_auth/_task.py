@@ -19,6 +19,7 @@ _READ = "__pregel_read"
 _CHECKPOINTER = "__pregel_checkpointer"
 _RESUMING = "__pregel_resuming"
 _RESUME_MAP = "__pregel_resume_map"
+_CALL = "__pregel_call"
 _PUSH = ("__pregel_push",)
 
 
@@ -107,12 +108,15 @@ class GuardedCall:
 
     def drop_stale_answer(self) -> None:
         """
-        Forget an answer by value from before, in a run that is resumed by id.
+        Forget an answer by value that an earlier run was given.
 
-        LangGraph keeps it until the task has ended and would give it, perhaps the
-        answer to our pause, to the next `interrupt()`.
+        LangGraph keeps it until the task has ended: in a run that is resumed by id,
+        or started again without input, it would give it, perhaps the answer to our
+        pause, to the next `interrupt()`.
         """
-        if self._config["configurable"].get(_RESUME_MAP):
+        loop = _loop(self._config)
+        without_input = loop is not None and not loop.is_nested and loop.input is None
+        if without_input or self._config["configurable"].get(_RESUME_MAP):
             self._scratchpad.get_null_resume(True)
 
     @property
@@ -146,8 +150,23 @@ def guarded_call(config: Mapping[str, Any]) -> GuardedCall | None:
 
 
 def has_checkpointer(config: Mapping[str, Any]) -> bool:
-    """Whether the graph that *config* belongs to can be resumed."""
-    return (config.get("configurable") or {}).get(_CHECKPOINTER) is not None
+    """
+    Whether the graph that *config* belongs to can be resumed.
+
+    A child graph with `checkpointer=False` cannot: it starts from its top, with new
+    task ids, and nobody could tell our answers from those to other questions.
+    """
+    if (config.get("configurable") or {}).get(_CHECKPOINTER) is None:
+        return False
+    loop = _loop(config)
+    return loop is None or loop.checkpointer is not None
+
+
+def _loop(config: Mapping[str, Any]) -> Any:
+    """Return the loop that runs the task, where it shows."""
+    call = config["configurable"].get(_CALL)
+    schedule = getattr(call, "keywords", {}).get("schedule_task")
+    return getattr(schedule, "__self__", None)
 
 
 def open_calls(messages: list[Any]) -> list[dict[str, Any]]:

@@ -98,6 +98,6 @@ def pocket(make_pocket: Callable[..., PocketAuth]) -> PocketAuth:
 
 
 @pytest.fixture
-def alice() -> Iterator[Browser]:
+def alice() -> Browser:
     """A person with a browser."""
-    yield Browser("alice")
+    return Browser("alice")

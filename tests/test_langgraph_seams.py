@@ -99,6 +99,35 @@ def test_resumed_runs_say_so(mode: str) -> None:
     assert by_id.get("__pregel_resume_map"), "the map of answers is kept elsewhere"
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("keeps", [True, False])
+def test_loop_of_a_task_shows_its_own_checkpointer_and_input(
+    mode: str, keeps: bool
+) -> None:
+    """`__pregel_call` → schedule_task → the loop: .checkpointer, .input, .is_nested."""
+    seen: list[Any] = []
+    child = entering(seen, twice).compile(checkpointer=None if keeps else False)
+    builder = entering(seen)
+    builder.add_node("child", child)
+    builder.add_edge("node", "child")
+    graph = builder.compile(checkpointer=InMemorySaver())
+    run(graph, GO, mode)
+    run(graph, None, mode)
+    loops = [_task._loop({"configurable": found}) for found in seen]
+    assert None not in loops, "the loop is not behind __pregel_call any more"
+    assert [loop.is_nested for loop in loops] == [False, True, True]
+    kept = [_task.has_checkpointer({"configurable": found}) for found in seen]
+    assert kept == [True, keeps, keeps], "loop.checkpointer is not the graph's own"
+    seen.clear()
+    graph = entering(seen, twice).compile(checkpointer=InMemorySaver())
+    run(graph, GO, mode)
+    run(graph, Command(resume="one"), mode)
+    run(graph, None, mode)
+    inputs = [_task._loop({"configurable": found}).input for found in seen]
+    assert isinstance(inputs[1], Command), "a resumed run does not tell its command"
+    assert [value is None for value in inputs] == [False, False, True]
+
+
 @pytest.mark.parametrize("saver", [None, InMemorySaver()], ids=["none", "memory"])
 def test_checkpointer_is_in_the_config(saver: Any) -> None:
     """`__pregel_checkpointer`: without one a pause is refused."""

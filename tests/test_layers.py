@@ -25,7 +25,8 @@ _vault _registry
 _refresh
 _waiting
 _exchange
-_attempts
+_attempts _standing
+_questions
 _engine
 _owner _resume _task
 _steps _scrub

@@ -50,7 +50,7 @@ def tools(server: AuthorizationServer) -> list[Any]:
     def breaks(acme: Acme) -> str:
         """Fail with the token in the error."""
         try:
-            raise KeyError(f"bad key {acme.access_token}")
+            {}[f"bad key {acme.access_token}"]
         except KeyError as error:
             raise RuntimeError(f"cannot use {acme.access_token!r} {acme!r}") from error
 
@@ -80,9 +80,7 @@ def test_no_secret_shows_anywhere(
     keys = "k:" + "A" * 43
     pocket = make_pocket(f"sqlite:///{store}", keys=keys)
     script = [
-        says(
-            call("good"), call("blabs"), call("breaks"), call("typed", count="x")
-        ),
+        says(call("good"), call("blabs"), call("breaks"), call("typed", count="x")),
         says(call("good", "again")),
     ]
     from langchain.agents.middleware import ToolRetryMiddleware

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import pytest
 from conftest import call, says
-from graphs import ASYNC, DOORS, MODES, SYNC, Work, ask, build, results, run, thread
+from graphs import (
+    ASYNC,
+    DOORS,
+    GATES,
+    MODES,
+    SYNC,
+    Work,
+    ask,
+    build,
+    results,
+    run,
+    thread,
+)
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -129,6 +141,7 @@ def test_fixed_owner_is_the_same_in_every_conversation(
     assert work.done == [("look", server.issued_access_tokens[0])] * 2
 
 
+@pytest.mark.parametrize("door", GATES)
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "plain"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nested_run_keeps_its_parents_owner(
@@ -137,6 +150,7 @@ def test_nested_run_keeps_its_parents_owner(
     alice: Browser,
     mode: str,
     guarded: bool,
+    door: str,
 ) -> None:
     """A child graph with a thread id of its own acts for who started the parent."""
     asked: list[str | None] = []
@@ -169,7 +183,7 @@ def test_nested_run_keeps_its_parents_owner(
     outer = delegate if mode == SYNC else adelegate
     if guarded:
         outer = pocket.wrap(outer, provider="acme")
-    parent, _ = build("create_agent", pocket, [outer], [says(call("delegate"))])
+    parent, _ = build(door, pocket, [outer], [says(call("delegate"))])
     done = ask(parent, mode, thread("parent"))
     assert results(done)["delegate"].status == "success"
     assert work.done == [("look", server.issued_access_tokens[0])]

@@ -15,7 +15,9 @@ from langchain_pocket_auth import PocketAuth
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, ScriptedModel
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture

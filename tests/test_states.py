@@ -50,7 +50,7 @@ from langchain_pocket_auth import (
     UnknownProvider,
 )
 from langchain_pocket_auth._catalog import BUNDLED, read_providers
-from langchain_pocket_auth._models import find_type, type_name
+from langchain_pocket_auth._models import Requirement, find_type, type_name
 from langchain_pocket_auth._seal import KeyRing, new_key
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 
@@ -107,6 +107,24 @@ async def test_ten_first_prepares_at_once_agree_on_one_link(pocket: PocketAuth) 
     """Whoever loses the race to create the future takes the winner's link."""
     links = await asyncio.gather(*(link(pocket, f"s{n % 3}") for n in range(10)))
     assert len(set(links)) == 1
+
+
+async def test_thirty_conversations_that_pause_at_once_share_one_link(
+    pocket: PocketAuth,
+) -> None:
+    """However many turns wait for the same account, none is told of too many writers."""
+    who = Owner("user", "u")
+
+    async def prepare(engine: Any) -> set[str]:
+        asked = [
+            engine.prepare(who, Requirement("acme", (f"s{n}",)), turn=f"turn-{n}")
+            for n in range(30)
+        ]
+        return {consent.url for consent in await asyncio.gather(*asked)}
+
+    assert len(await pocket._service.ask(prepare)) == 1
+    scopes = [f"s{n}" for n in range(30)]
+    assert await state(pocket, *scopes, owner=who) == "PENDING_RESOLVE"
 
 
 async def test_wider_scopes_widen_the_link_that_is_out(
@@ -849,3 +867,27 @@ async def test_expired_records_are_erased_and_not_only_hidden(
         path, "SELECT count(*) FROM pocket_auth_records WHERE namespace = 'attempt'"
     )
     assert left <= 6
+
+
+async def test_listing_survives_an_app_registration_that_was_removed(
+    make_pocket: Callable[..., PocketAuth], tmp_path: Path, alice: Browser
+) -> None:
+    """A connection whose client is gone is listed as needing consent."""
+    first = make_pocket(f"sqlite:///{tmp_path}/s.db", keys="k:" + "A" * 43)
+    request = first.make_request(["read"], auth_provider="acme")
+    await alice.avisit(str(await first.prepare(request, auth_provider="acme")))
+    assert [s["state"] for s in await first.list_session_state()] == [
+        AuthState.SKIP_AUTH
+    ]
+    rows = [first._service.registry._catalog.get("acme")]
+    bare = PocketAuth(
+        f"sqlite:///{tmp_path}/s.db",
+        keys="k:" + "A" * 43,
+        providers=rows,
+        base_url=first.base_url,
+    )
+    try:
+        [listed] = await bare.list_session_state()
+        assert listed["state"] is AuthState.DO_AUTH
+    finally:
+        await bare.aclose()

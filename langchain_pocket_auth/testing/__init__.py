@@ -9,6 +9,7 @@ storage. The server needs `langchain-pocket-auth[testing]`.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,11 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "StorageConformance":
+    conformance = f"{__name__}._conformance"
+    if name == "StorageConformance" and conformance not in sys.modules:
         import pytest
 
-        pytest.register_assert_rewrite(f"{__name__}._conformance")
+        pytest.register_assert_rewrite(conformance)
     return getattr(import_module(_MODULES[name], __name__), name)
 
 
