@@ -71,7 +71,7 @@ def no_reuse(server: AuthorizationServer) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("callers", ["tasks", "threads", "two pockets"])
-async def test_parallel_calls_at_expiry_make_one_token_request(  # noqa: PLR0917
+async def test_parallel_calls_at_expiry_make_one_token_request(
     make_pocket: Make,
     server: AuthorizationServer,
     alice: Browser,
@@ -274,7 +274,7 @@ TRANSIENT: list[Any] = [
 
 
 @pytest.mark.parametrize("mode", TRANSIENT)
-async def test_trouble_keeps_the_session_and_the_token_while_it_is_valid(  # noqa: PLR0917
+async def test_trouble_keeps_the_session_and_the_token_while_it_is_valid(
     pocket: PocketAuth,
     server: AuthorizationServer,
     alice: Browser,

@@ -189,7 +189,7 @@ def test_empty_record_is_unreadable_and_not_a_crash() -> None:
 @pytest.mark.parametrize(
     "fault", [None, 500, "invalid_grant", "invalid_client", "malformed", "reset"]
 )
-async def test_whole_flow_tells_no_log_and_no_error_a_secret(  # noqa: PLR0917
+async def test_whole_flow_tells_no_log_and_no_error_a_secret(
     make_pocket: Make,
     server: AuthorizationServer,
     alice: Browser,

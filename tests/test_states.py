@@ -34,6 +34,7 @@ from langchain_pocket_auth import (
     AuthorizationRefused,
     AuthorizationRequired,
     AuthProvider,
+    AuthState,
     CallbackServerError,
     Client,
     ConfigurationError,
