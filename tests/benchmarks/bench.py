@@ -32,7 +32,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from langchain_core.messages import AIMessage
-from langchain_core.tools import BaseTool, tool
+from langchain_core.tools import BaseTool, InjectedToolArg, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -63,6 +63,18 @@ def bare_sync(repo: str) -> str:
 
 @tool
 async def bare(repo: str) -> str:
+    """List issues."""
+    return repo
+
+
+@tool
+def given_sync(repo: str, acme: Annotated[object, InjectedToolArg]) -> str:
+    """List issues."""
+    return repo
+
+
+@tool
+async def given(repo: str, acme: Annotated[object, InjectedToolArg]) -> str:
     """List issues."""
     return repo
 
@@ -300,8 +312,18 @@ async def single_calls(world: World, count: int) -> None:
         async def our_sync_call(one: BaseTool = ours_sync) -> Any:
             return one.invoke({"repo": "r"})
 
-        await pairs(f"ainvoke ({label})", bare_call, our_call, count, goal)
-        await pairs(f"invoke ({label})", bare_sync_call, our_sync_call, count, goal)
+        # The same tool with the parameter that the guard fills, given by hand.
+        async def given_call() -> Any:
+            return await given.ainvoke({"repo": "r", "acme": REGISTRATION})
+
+        async def given_sync_call() -> Any:
+            return given_sync.invoke({"repo": "r", "acme": REGISTRATION})
+
+        await pairs(f"ainvoke ({label})", given_call, our_call, count, goal)
+        await pairs(f"invoke ({label})", given_sync_call, our_sync_call, count, goal)
+        lean = f"{label}; bare: no parameter"
+        await pairs(f"ainvoke ({lean})", bare_call, our_call, count, "")
+        await pairs(f"invoke ({lean})", bare_sync_call, our_sync_call, count, "")
         in_graph = {"memory, cached": "must 1.05", "sqlite, cached": "must 1.05"}
         await pairs(
             f"in a ToolNode, 1 call ({label})",
