@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from socket import create_server
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -66,11 +65,13 @@ def run(
         text = 'The demo needs more: pip install "langchain-pocket-auth[demo]"'
         print(text, file=sys.stderr)
         return 2
+    from .testing import free_port
+
     if person is None:
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         person = _you if terminal and not yes else _browser
     try:
-        return asyncio.run(_play(person, port or _free_port()))
+        return asyncio.run(_play(person, port or free_port()))
     except KeyboardInterrupt:
         print("\nStopped. Nothing was kept.")
         return 130
@@ -84,11 +85,6 @@ def _there(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # not even its parent
         return False
-
-
-def _free_port() -> int:
-    with create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 # ------------------------------------------------------------------ who is asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,16 +9,9 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from langchain_pocket_auth import PocketAuth, Provider
-from langchain_pocket_auth.testing import AuthorizationServer, Browser
+from langchain_pocket_auth.testing import AuthorizationServer, Browser, free_port
 
 ACME, ZETA = ("acme-client", "acme-secret"), ("zeta-client", "zeta-secret")
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def provider(server: AuthorizationServer, name: str, **facts: Any) -> Provider:

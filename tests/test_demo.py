@@ -51,10 +51,15 @@ class Terminal:
 
     def __init__(self, env: dict[str, str]) -> None:
         self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            COMMAND, stdin=theirs, stdout=theirs, stderr=theirs, env=env, close_fds=True
-        )
-        os.close(theirs)
+        # Tests that run in the background ignore Ctrl-C; so would the demo after them.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                COMMAND, stdin=theirs, stdout=theirs, stderr=theirs, env=env
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.close(theirs)
         self.text = ""
 
     def read_until(self, pattern: str) -> re.Match[str]:
@@ -63,7 +68,10 @@ class Terminal:
         while (found := re.search(pattern, self.text)) is None:
             assert time.monotonic() < end, self.text
             if select.select([self._ours], [], [], 0.1)[0]:
-                self.text += os.read(self._ours, 65536).decode()
+                data = os.read(self._ours, 65536)
+                if not data:
+                    raise EOFError(self.text)
+                self.text += data.decode()
         return found
 
     def close(self) -> None:
@@ -74,9 +82,10 @@ class Terminal:
 
     def exit_code(self) -> int:
         """Read to the end."""
-        with suppress(OSError):  # how a terminal says that nobody writes any more
-            while text := os.read(self._ours, 65536):
-                self.text += text.decode()
+        with suppress(
+            OSError, EOFError
+        ):  # how terminals say that nobody writes any more
+            self.read_until("never written")
         return self.process.wait(LIMIT_S)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._conformance import StorageConformance
     from ._leaks import LeakWatch, assert_no_leak
     from ._model import ScriptedModel
+    from ._ports import free_port
     from ._server import AuthorizationServer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ScriptedModel",
     "StorageConformance",
     "assert_no_leak",
+    "free_port",
 ]
 
 _MODULES = {
@@ -38,6 +40,7 @@ _MODULES = {
     "ScriptedModel": "._model",
     "StorageConformance": "._conformance",
     "assert_no_leak": "._leaks",
+    "free_port": "._ports",
 }
 
 
