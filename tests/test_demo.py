@@ -82,9 +82,8 @@ class Terminal:
 
     def exit_code(self) -> int:
         """Read to the end."""
-        with suppress(
-            OSError, EOFError
-        ):  # how terminals say that nobody writes any more
+        # How terminals say that nobody writes any more.
+        with suppress(OSError, EOFError):
             self.read_until("never written")
         return self.process.wait(LIMIT_S)
 
