@@ -81,7 +81,8 @@ class BackgroundServer:
         host = "::1" if parts.hostname == "::1" else "127.0.0.1"
         port = parts.port or 80
         family = socket.AF_INET6 if host == "::1" else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Named, because asyncio sets TCP_NODELAY only then: without it 40 ms a click.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
