@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         TokenRequestError,
         UnknownProvider,
     )
+    from ._events import Event
     from ._futures import FutureData, FutureStore
+    from ._history import answer_open_calls
     from ._models import (
         AuthContext,
         AuthenticateRequest,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ._owner import RunInfo, by_thread, from_configurable
     from ._pocket import PocketAuth
     from ._resume import PendingAuthorization, pending_authorizations, resume
+    from ._task import AlreadyResumed
     from ._tools import InjectedAuth, current_auth
     from .handlers import AuthHandlerInterface, OAuth2Context, OAuth2Handler
     from .handlers import OAuth2Request as OAuth2Request
@@ -50,17 +53,21 @@ _HOMES = {
         "ProviderError ProviderUnavailable RedactedContext ScopeWithheld "
         "StorageError StorageUnavailable TokenRequestError UnknownProvider"
     ),
+    "_events": "Event",
     "_futures": "FutureData FutureStore",
+    "_history": "answer_open_calls",
     "_models": ("AuthContext AuthState AuthenticateRequest AuthenticateResponse Owner"),
     "_owner": "RunInfo by_thread from_configurable",
     "_pocket": "PocketAuth",
     "_resume": "PendingAuthorization pending_authorizations resume",
+    "_task": "AlreadyResumed",
     "_tools": "InjectedAuth current_auth",
     "handlers": "AuthHandlerInterface OAuth2Context OAuth2Handler OAuth2Request",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "AlreadyResumed",
     "AuthContext",
     "AuthHandlerInterface",
     "AuthProvider",
@@ -74,6 +81,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "CredentialUnreadable",
+    "Event",
     "FutureData",
     "FutureNotFound",
     "FutureStore",
@@ -99,6 +107,7 @@ __all__ = [
     "StorageUnavailable",
     "TokenRequestError",
     "UnknownProvider",
+    "answer_open_calls",
     "by_thread",
     "current_auth",
     "from_configurable",

@@ -50,11 +50,14 @@ class Attempts:
     """Attempts of futures: independent of each other, each good for one answer."""
 
     def __init__(
-        self, vault: Vault, registry: Registry, changed: Callable[[Owner], None]
+        self,
+        vault: Vault,
+        registry: Registry,
+        waiting: Waiting,
+        changed: Callable[[Owner], None],
     ) -> None:
-        self._vault, self._registry = vault, registry
-        self._waiting = Waiting(vault)
-        self._exchanges = Exchanges(vault, registry, self._waiting, changed)
+        self._vault, self._registry, self._waiting = vault, registry, waiting
+        self._exchanges = Exchanges(vault, registry, waiting, changed)
 
     async def close(self) -> None:
         """Let the exchanges that run end."""
@@ -94,12 +97,7 @@ class Attempts:
         entry = Attempt(
             uid=attempt.uid,
             future_id=future.id,
-            target=Pointer(
-                owner=(key.owner.kind, key.owner.id),
-                provider=key.provider,
-                profile=key.profile,
-                connection=key.connection,
-            ),
+            target=Pointer.to(key),
             handler=handler.name,
             scopes=future.scopes,
             request=future.request,
@@ -149,6 +147,7 @@ class Attempts:
         value: Any = None,
         error: str | None = None,
         issuer: str | None = None,
+        future_id: str | None = None,
     ) -> Result:
         """
         Take a person's answer to an attempt and exchange it at once.
@@ -162,6 +161,7 @@ class Attempts:
             value: What is exchanged: an authorization code.
             error: The provider's error code instead.
             issuer: The answer's `iss` (RFC 9207).
+            future_id: The future it has to belong to, where the caller knows it.
 
         Raises:
             CallbackRefused: Unknown, expired, replayed, or not of this callback.
@@ -172,7 +172,9 @@ class Attempts:
             raise CallbackRefused("unknown")
         attempt = stored.entry
         handler = self._registry.named(attempt.handler)
-        if handler_name is not None and handler_name != attempt.handler:
+        if handler_name not in {None, attempt.handler}:
+            raise CallbackRefused("mismatch")
+        if future_id not in {None, attempt.future_id}:
             raise CallbackRefused("mismatch")
         if not handler.check_issuer(issuer):
             logger.warning("%s: an answer came from another issuer", handler.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from ._errors import (
     ScopeWithheld,
     StorageError,
 )
+from ._events import Event, Tell
 from ._models import (
     AuthenticateRequest,
     AuthState,
@@ -28,23 +29,26 @@ from ._models import (
     Owner,
     Requirement,
     SessionKey,
+    Turn,
 )
+from ._pauses import Pauses
 from ._questions import Questions
 from ._refresh import Refresher, advisory_at, give_back, usable
 from ._registry import Registry
-from ._standing import Standing, decide
+from ._standing import Standing, decide, is_open
 from ._vault import (
     CAS_TRIES,
     Future,
-    Pauses,
     Session,
     Stored,
     Vault,
     entry_key,
 )
+from ._waiting import LOOK_AGAIN_S, Waiting
 
 logger = logging.getLogger(__name__)
 
+MAX_EXPIRIES = 10_000  # links whose end this process announces
 _NOTHING_TO_ASK = {AuthState.SKIP_AUTH, AuthState.DO_REFRESH, AuthState.RESOLVED}
 
 
@@ -58,6 +62,10 @@ class Engine:
         base_url: Where connect links and callbacks live.
         listen: Awaited before a link is given out.
         future_ttl: How long a connect link lives.
+        decline_cooldown: How long a refusal holds in its thread.
+        changed: Called when an owner's sessions have changed.
+        tell: Called with what happened.
+        ended: Called with the pauses that waited for a future which is final now.
     """
 
     def __init__(
@@ -68,20 +76,30 @@ class Engine:
         base_url: str,
         listen: Callable[[], Awaitable[None]],
         future_ttl: timedelta,
-        changed: Callable[[Owner], None] = lambda _: None,
+        decline_cooldown: timedelta,
+        changed: Callable[[Owner], None],
+        tell: Tell,
+        ended: Callable[[Iterable[str]], None],
     ) -> None:
         self.vault, self.registry = vault, registry
         self._listen = listen
         self._questions = Questions(vault, registry, base_url, future_ttl)
-        self._changed = changed
-        self._refresher = Refresher(vault)
-        self.attempts = Attempts(vault, registry, changed)
+        self._changed, self._tell, self._on_end = changed, tell, ended
+        self._cooldown = decline_cooldown
+        self._refresher = Refresher(vault, tell)
+        self._waiting = Waiting(vault, self._ended)
+        self.attempts = Attempts(vault, registry, self._waiting, changed)
+        # Twice the life of a link: a pause must not be forgotten before its link.
+        self.pauses = Pauses(vault, 2 * future_ttl)
+        self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._turnstiles: WeakValueDictionary[Owner, asyncio.Lock]
         self._turnstiles = WeakValueDictionary()
 
     async def close(self) -> None:
         """End what runs in the background."""
+        for timer in self._expiries.values():
+            timer.cancel()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -108,8 +126,9 @@ class Engine:
         requirement: Requirement,
         *,
         request: AuthenticateRequest | None = None,
-        turn: str | None = None,
+        turn: Turn | None = None,
         tools: Iterable[str] = (),
+        listen: bool = True,
     ) -> Consent | None:
         """
         Return the consent to wait for; `None` if none is needed.
@@ -126,11 +145,17 @@ class Engine:
                 standing = await self.standing(owner, requirement, request)
                 if standing.state in _NOTHING_TO_ASK:
                     return None
-                await self._listen()
+                if listen:
+                    await self._listen()
                 consent = await self._questions.ask(standing, requirement, turn, tools)
                 if consent is not None:
+                    self._watch_expiry(consent)
                     return consent
         raise StorageError("a future could not be saved: too many writers")
+
+    async def begin(self, consent: Consent) -> str:
+        """Start an attempt of a consent; return the provider's page."""
+        return await self.attempts.begin(consent.url.rpartition("/")[2])
 
     # --------------------------------------------------------------- authenticate
 
@@ -205,19 +230,56 @@ class Engine:
         context = session.entry.auth_context()
         due = advisory_at(session.entry, context)
         if due and self.vault.now() >= due and handler.can_refresh(context):
-            task = asyncio.ensure_future(self._renew_early(standing))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._in_background(self._renew_early(standing))
 
     async def _renew_early(self, standing: Standing) -> None:
         with suppress(PocketAuthError):
             await self._refresher.renew(standing.key, standing.handler, early=True)
         self._changed(standing.key.owner)
 
+    async def wait_connected(
+        self, owner: Owner, requirement: Requirement, *, timeout_s: float
+    ) -> Stored[Session]:
+        """
+        Return the session as soon as there is one, whoever asks for it.
+
+        Raises:
+            AuthorizationRequired: None came within *timeout_s* seconds.
+            AuthorizationRefused: The person said no meanwhile.
+            ScopeWithheld: The person agreed to less meanwhile.
+        """
+        end = asyncio.get_running_loop().time() + timeout_s
+        awaited: str | None = None
+        while True:
+            standing = await self.standing(owner, requirement)
+            if standing.state in _NOTHING_TO_ASK:
+                return await self.authenticate(owner, requirement, timeout_s=0)
+            future, label = standing.future, self.registry.label(requirement.provider)
+            if future and future.entry.id == awaited:
+                if future.entry.status == "denied":
+                    raise declined(label)
+                if future.entry.status == "done":
+                    raise withheld(label, standing.missing)
+            left = end - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise AuthorizationRequired(
+                    f"{label} was not connected within {timeout_s:g} seconds",
+                    provider=requirement.provider,
+                    scopes=standing.missing,
+                    url=self._questions.link(future.entry)
+                    if future and is_open(future.entry, self.vault.now())
+                    else None,
+                )
+            if future and is_open(future.entry, self.vault.now()):
+                awaited = future.entry.id
+                await self.attempts.wait(future, left)
+            else:  # nobody has asked yet
+                await asyncio.sleep(min(left, LOOK_AGAIN_S))
+
     # ----------------------------------------------------------------- agent side
 
     async def settle(
-        self, owner: Owner, outcome: Outcome, *, turn: str, ask: bool
+        self, owner: Owner, outcome: Outcome, *, turn: Turn, ask: bool
     ) -> Stored[Session] | None:
         """
         Bring a turn's requirement to its outcome, which is written into *outcome*.
@@ -241,13 +303,10 @@ class Engine:
             return standing.session
         future = standing.future.entry if standing.future else None
         label = self.registry.label(requirement.provider)
-        if future and turn in future.turns and future.status == "denied":
+        if future and self._declined(future, requirement, turn):
             outcome.refusal = declined(label)
-        elif future and turn in future.turns and future.status == "done":
-            outcome.refusal = ScopeWithheld(
-                f"The user connected {label} but did not grant: "
-                f"{', '.join(standing.missing) or 'what is needed'}."
-            )
+        elif future and turn.name in future.turns and future.status == "done":
+            outcome.refusal = withheld(label, standing.missing)
         elif ask:
             outcome.consent = await self.prepare(
                 owner, requirement, turn=turn, tools=outcome.tools
@@ -256,27 +315,61 @@ class Engine:
                 return await self.settle(owner, outcome, turn=turn, ask=False)
         return None
 
-    async def pauses(self, task: str) -> Stored[Pauses] | None:
-        """Return how often guarded calls of a task have paused."""
-        return await self.vault.get(Pauses, ("pauses", task))
+    def _declined(self, future: Future, requirement: Requirement, turn: Turn) -> bool:
+        """Whether the person said no: in this turn, or to the same a moment ago."""
+        if turn.name in future.turns and future.status == "denied":
+            return True
+        when = future.refused.get(turn.thread_id or "")
+        if when is None or self.vault.now() >= when + self._cooldown:
+            return False
+        return set(requirement.scopes) <= set(future.needed)
 
-    async def count_pause(self, task: str, ordinal: int, count: int) -> None:
-        """Write down how often the guarded call *ordinal* of a task has paused."""
-        for _ in range(CAS_TRIES):
-            old = await self.pauses(task)
-            counts = dict(old.entry.counts) if old else {}
-            counts[str(ordinal)] = count
-            entry = Pauses(counts=counts)
-            key = ("pauses", task)
-            if await (
-                self.vault.replace(old, entry) if old else self.vault.create(key, entry)
-            ):
-                return
-        raise StorageError("a pause could not be counted: too many writers")
+    async def refuse(self, consent: Consent, turn: Turn) -> None:
+        """Write down that the person said no in the chat."""
+        place, thread = consent.place, turn.thread_id or ""
+        if await self._waiting.refuse(place, consent.key, thread):
+            threads = (thread,) if thread else ()
+            scopes = consent.scopes
+            self._tell(Event.at(place, "declined", scopes=scopes, thread_ids=threads))
 
-    async def forget_pauses(self, task: str) -> None:
-        """Forget a task that is over."""
-        await self.vault.discard(("pauses", task))
+    # ----------------------------------------------------------- how futures end
+
+    def _ended(self, key: SessionKey, future: Future) -> None:
+        if timer := self._expiries.pop(future.id, None):
+            timer.cancel()
+        granted = tuple(s for s in future.scopes if s not in future.withheld)
+        self._tell(
+            Event.at(
+                key,
+                "connected" if future.status == "done" else "declined",
+                scopes=granted if future.status == "done" else tuple(future.scopes),
+                thread_ids=tuple(dict.fromkeys(future.pauses.values())),
+            )
+        )
+        self._on_end(tuple(future.pauses))
+
+    def _watch_expiry(self, consent: Consent) -> None:
+        if consent.key in self._expiries or len(self._expiries) >= MAX_EXPIRIES:
+            return
+        left = (consent.expires_at - self.vault.now()).total_seconds()
+        self._expiries[consent.key] = asyncio.get_running_loop().call_later(
+            max(left, 0.0), lambda: self._in_background(self._expire(consent))
+        )
+
+    async def _expire(self, consent: Consent) -> None:
+        self._expiries.pop(consent.key, None)
+        stored = await self.vault.get(Future, entry_key(Future, consent.place))
+        future = stored.entry if stored else None
+        if future and future.id == consent.key and future.status == "pending":
+            threads = tuple(dict.fromkeys(future.pauses.values()))
+            scopes = tuple(future.scopes)
+            place = consent.place
+            self._tell(Event.at(place, "expired", scopes=scopes, thread_ids=threads))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # ----------------------------------------------------------------- connections
 
@@ -294,6 +387,7 @@ class Engine:
                 continue
             await self.vault.discard(entry_key(Session, key))
             self._changed(owner)
+            self._tell(Event.at(key, "revoked"))
             found = True
             try:
                 session = shelf.get(Session, key)
@@ -325,6 +419,14 @@ class Engine:
         except ConfigurationError:
             return AuthState.DO_AUTH  # the app is not registered there any more
         return usable(session, handler, request, self.vault.now()) or AuthState.DO_AUTH
+
+
+def withheld(label: str, missing: Iterable[str]) -> ScopeWithheld:
+    """Return what a tool is told when the person agreed to less."""
+    return ScopeWithheld(
+        f"The user connected {label} but did not grant: "
+        f"{', '.join(missing) or 'what is needed'}."
+    )
 
 
 def declined(label: str) -> AuthorizationRefused:

@@ -12,6 +12,7 @@ PocketAuthError
 ├── AuthorizationRequired         the person: open `.url` and agree
 ├── AuthorizationRefused          the person said no, here or at the provider
 ├── ScopeWithheld                 the person agreed to less than the tool needs
+├── AlreadyResumed                another run continues this pause (in `_task`)
 ├── FutureNotFound                nobody waits for this consent (any more)
 ├── CallbackRefused               an answer that does not belong to its attempt
 ├── RedactedContext               a context that came out of a dump has no secret

@@ -7,10 +7,8 @@ from typing import Any, TypeAlias
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.types import interrupt
 
-from ._models import Outcome, Owner, Requirement
-from ._resume import payload
+from ._models import Outcome, Owner, Requirement, Turn
 from ._steps import (
     Desk,
     Steps,
@@ -18,12 +16,23 @@ from ._steps import (
     ask,
     drive,
     error_message,
-    name_of,
+    may_ask,
     no_checkpointer,
+    pause,
     take,
     unmet_of,
 )
-from ._task import has_checkpointer, open_calls
+from ._task import (
+    TaskRun,
+    detached,
+    has_checkpointer,
+    just_resumed,
+    name_of,
+    open_calls,
+    pause_would_be_lost,
+    resumption,
+    thread_of,
+)
 
 Calls: TypeAlias = list[tuple[Mapping[str, Any], tuple[Requirement, ...]]]
 
@@ -82,17 +91,28 @@ class Gate:
         config: RunnableConfig,
         answers: list[Any],
     ) -> Steps[list[ToolMessage]]:
-        outcomes = _outcomes(calls)
+        outcomes, task = _outcomes(calls), TaskRun.of(config)
         missing = [o for o in outcomes if not self._desk.peek(owner, o.requirement)]
         if missing:
-            turn = _turn(messages, config)
+            turn = _turn(messages, config, task)
             contexts = yield self._desk.settle(owner, missing, turn, ask=False)
-            unmet = unmet_of(missing, contexts)
-            if unmet and self._desk.interactive and not has_checkpointer(config):
+            unmet, interactive = (
+                unmet_of(missing, contexts),
+                may_ask(self._desk, config),
+            )
+            if unmet and interactive and detached(config):
+                raise pause_would_be_lost()
+            if unmet and interactive and not has_checkpointer(config):
                 raise no_checkpointer()
-            asked = yield from ask(self._desk, owner, unmet, turn, answers)
+            asked = yield from ask(
+                self._desk, owner, unmet, turn, answers, interactive=interactive
+            )
             if asked:
-                interrupt(payload(asked))
+                yield from pause(self._desk, asked, task.id, resumption(config))
+        if answers or just_resumed(config):
+            # Of several runs that were resumed at once, one goes on, whatever answers
+            # they bring: a gate that has let a turn through has no second question.
+            yield self._desk.claim(task.id, "gate", task.holder, 0)
         return _errors(calls, outcomes)
 
 
@@ -110,15 +130,15 @@ def _errors(calls: Calls, outcomes: list[Outcome]) -> list[ToolMessage]:
     refusals = {o.requirement: o.refusal for o in outcomes if o.refusal}
     errors = []
     for call, requirements in calls:
-        texts = dict.fromkeys(str(refusals[r]) for r in requirements if r in refusals)
-        if texts:
-            errors.append(error_message(call["name"], call["id"], " ".join(texts)))
+        refused = [refusals[r] for r in requirements if r in refusals]
+        if refused:
+            errors.append(error_message(call["name"], call["id"], refused))
     return errors
 
 
-def _turn(messages: list[Any], config: RunnableConfig) -> str:
+def _turn(messages: list[Any], config: RunnableConfig, task: TaskRun) -> Turn:
     """Name this turn of this conversation; the same when the gate runs again."""
     last = next((m for m in reversed(messages) if m.type == "ai"), None)
     calls = [call["id"] for call in getattr(last, "tool_calls", ())]
-    thread = (config.get("configurable") or {}).get("thread_id")
-    return name_of(thread, getattr(last, "id", None), calls)
+    thread = thread_of(config)
+    return Turn(name_of(thread, getattr(last, "id", None), calls), thread, task.id)

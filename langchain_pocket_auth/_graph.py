@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from langchain_core.messages import ToolMessage
@@ -12,8 +13,10 @@ from langgraph.types import Command, Send
 
 from ._errors import ConfigurationError
 from ._gate import Gate
-from ._owner import OwnerSource, run_info
+from ._owner import run_info
+from ._steps import Desk
 from ._task import open_calls
+from ._tools import Hold, is_guarded
 
 
 class GateNode:
@@ -62,20 +65,34 @@ class GateNode:
         )
 
 
-def add_owner(tool_node_kwargs: dict[str, Any], owners: OwnerSource) -> None:
-    """Let runs that an unguarded tool starts act for its own run's owner."""
+def guard_others(tool_node_kwargs: dict[str, Any], desk: Desk) -> None:
+    """
+    Look after tools that need no authorization.
+
+    Runs that they start act for their own run's owner, and of several runs that were
+    resumed at once, one runs them.
+    """
     around = tool_node_kwargs.get("wrap_tool_call")
     a_around = tool_node_kwargs.get("awrap_tool_call")
 
+    def hold_of(request: Any) -> Any:
+        if request.tool is not None and is_guarded(request.tool):
+            return None  # its guard does it
+        return Hold.of(desk, ensure_config(), request.tool_call["id"])
+
     def run(request: Any, handler: Any) -> Any:
-        with owners.handed_down(run_info(ensure_config())):
+        with (
+            desk.owners.handed_down(run_info(ensure_config())),
+            hold_of(request) or nullcontext(),
+        ):
             return around(request, handler) if around else handler(request)
 
     async def arun(request: Any, handler: Any) -> Any:
-        with owners.handed_down(run_info(ensure_config())):
-            if a_around:
-                return await a_around(request, handler)
-            return await handler(request)
+        with desk.owners.handed_down(run_info(ensure_config())):
+            async with hold_of(request) or nullcontext():
+                if a_around:
+                    return await a_around(request, handler)
+                return await handler(request)
 
     tool_node_kwargs |= {"wrap_tool_call": run}
     if a_around or not around:  # ToolNode takes a lone synchronous one for both

@@ -10,7 +10,6 @@ from typing import Any, Self, TypeAlias
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
-from langgraph.types import interrupt
 
 from ._errors import (
     AuthorizationRefused,
@@ -19,8 +18,7 @@ from ._errors import (
     ProviderError,
     ScopeWithheld,
 )
-from ._models import AuthContext, Outcome, Owner, Requirement
-from ._resume import payload
+from ._models import AuthContext, Outcome, Owner, Requirement, Turn
 from ._steps import (
     Desk,
     Steps,
@@ -28,18 +26,28 @@ from ._steps import (
     ask,
     drive,
     error_message,
-    name_of,
+    may_ask,
     no_checkpointer,
+    pause,
     take,
     unmet_of,
 )
-from ._task import GuardedCall, guarded_call, has_checkpointer
-from ._tools import Entry, Needs
+from ._task import (
+    GuardedCall,
+    detached,
+    guarded_call,
+    has_checkpointer,
+    name_of,
+    pause_would_be_lost,
+    resumption,
+    thread_of,
+)
+from ._tools import Entry, Hold, Needs
 
 Contexts: TypeAlias = dict[Requirement, AuthContext | None]
 
 # What a model can be told about; everything else ends the run.
-_TOLD = (AuthorizationRefused, ScopeWithheld, ProviderError)
+_TOLD = (AuthorizationRefused, AuthorizationRequired, ScopeWithheld, ProviderError)
 
 
 class ToolGuard:
@@ -117,26 +125,40 @@ class _Visit:
                     raise
                 if self.call is not None:
                     self.call.leave()
-                return error_message(self.tool, self.call_id, str(error))
+                return error_message(self.tool, self.call_id, [error])
             if not asked:
                 break
             if self.call is None:
                 raise _required(asked)
-            # Written down first: the answer must find the count.
-            count = len(self.answers) + 1
-            yield self.desk.count_pause(self.call.task, self.call.ordinal, count)
-            self.answers.append(interrupt(payload(asked)))
-        return Entry(self.desk.owners, self.owner, known, self.call)
+            answer = yield from pause(
+                self.desk,
+                asked,
+                self.call.task,
+                resumption(self.config),
+                (self.call.ordinal, len(self.answers) + 1),
+            )
+            self.answers.append(answer)
+        hold = None
+        if self.call is not None:
+            # Of several runs that were resumed at once, one goes on.
+            hold = Hold.of(
+                self.desk,
+                self.config,
+                self.call_id,
+                ordinal=self.call.ordinal,
+                last=self.call_id is not None and self.call.alone,
+            )
+        return Entry(self.desk.owners, self.owner, known, self.call, hold)
 
     def _replay(self, call: GuardedCall) -> Steps[None]:
         """Take the answers to the pauses that this call made before."""
         call.drop_stale_answer()
-        counts: Mapping[str, int] = yield self.desk.pauses(call.task)
+        counts: Mapping[str, int] = yield self.desk.pause_counts(call.task)
         count = counts.get(str(call.ordinal), 0)
         self.answers = take(count)
         if len(self.answers) < count:
             # Counted, but not answered: perhaps it never reached the checkpoint.
-            yield self.desk.count_pause(call.task, call.ordinal, len(self.answers))
+            yield self.desk.recount(call.task, call.ordinal, len(self.answers))
 
     def _decide(self, known: Contexts) -> Steps[list[Outcome]]:
         """Fill in *known*; return what to wait for."""
@@ -151,22 +173,29 @@ class _Visit:
         for outcome, context in zip(outcomes, contexts, strict=True):
             known[outcome.requirement] = context
         unmet = [o for o in unmet_of(outcomes, contexts) if o.requirement.required]
-        if unmet and self.desk.interactive:
+        interactive = may_ask(self.desk, self.config)
+        if unmet and interactive:
             self._may_pause(unmet)
-        asked = yield from ask(self.desk, self.owner, unmet, turn, self.answers)
+        asked = yield from ask(
+            self.desk, self.owner, unmet, turn, self.answers, interactive=interactive
+        )
         for outcome in outcomes:
             if outcome.refusal is not None and outcome.requirement.required:
                 raise outcome.refusal
         return asked
 
-    def _turn(self) -> str:
+    def _turn(self) -> Turn:
+        thread = thread_of(self.config)
         if self.call is not None:
-            return name_of(self.call.task, self.call.ordinal)
-        return name_of(self.tool, self.call_id)
+            name = name_of(self.call.task, self.call.ordinal)
+            return Turn(name, thread, self.call.task)
+        return Turn(name_of(self.tool, self.call_id), thread)
 
     def _may_pause(self, unmet: list[Outcome]) -> None:
         if self.call is None:
             return
+        if detached(self.config):
+            raise pause_would_be_lost()
         if not has_checkpointer(self.config):
             raise no_checkpointer()
         if not self.call.may_pause:

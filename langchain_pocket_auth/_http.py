@@ -19,6 +19,8 @@ from ._errors import ConfigurationError, ProviderUnavailable
 TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 1 << 20  # a token answer is a few KiB
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+# `None` is httpx's default transport: no proxy of the environment reaches this machine.
+_NO_PROXY = dict.fromkeys(("all://127.0.0.1", "all://[::1]", "all://localhost"))
 # RFC 9110 section 15: these say "later", whatever the body says.
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -73,6 +75,7 @@ class Http:
                 verify=_trusted(),
                 timeout=TIMEOUT_S,
                 follow_redirects=False,
+                mounts=_NO_PROXY,
                 # What is set for one person must not be sent for the next.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             )

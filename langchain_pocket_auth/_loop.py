@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -53,6 +55,12 @@ class BackgroundLoop:
         ready.wait()
         self._loop = loop
 
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        # In a context of its own: what is started here, the callback server above all,
+        # outlives the run that needed it first, and must not keep its owner or config.
+        submit = asyncio.run_coroutine_threadsafe
+        return Context().run(submit, work, self._running())
+
     @property
     def is_current(self) -> bool:
         """Whether the caller runs in the background thread."""
@@ -62,9 +70,7 @@ class BackgroundLoop:
         """Run *work* on the background loop; cancelling the caller cancels it."""
         if self.is_current:
             return await work
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(work, self._running())
-        )
+        return await asyncio.wrap_future(self._submit(work))
 
     def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
         """
@@ -79,7 +85,7 @@ class BackgroundLoop:
                 "a synchronous PocketAuth call inside its own event loop would wait "
                 "for itself; await the asynchronous one"
             )
-        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        future = self._submit(work)
         try:
             return future.result()
         except BaseException:

@@ -15,16 +15,18 @@ from langchain.agents.middleware.types import (
     PrivateStateAttr,
     ToolCallRequest,
 )
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command
 
 from ._gate import Gate
+from ._history import answer_open_calls
 from ._models import Requirement
 from ._owner import run_info
 from ._steps import Desk
-from ._tools import Guard, guarded_needs, is_guarded, needs_of
+from ._tools import Guard, Hold, guarded_needs, is_guarded, needs_of
 from ._wrapping import wrap_tool
 
 Requirements = tuple[Requirement, ...]
@@ -98,6 +100,17 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         command = self._remembered(request)
         return _extended(await handler(request), command)
 
+    # -- what was typed during a pause
+
+    def before_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+        """Answer calls that were waiting when the user wrote something instead."""
+        del runtime
+        messages = state["messages"]
+        complete = answer_open_calls(messages)
+        if len(complete) == len(messages):
+            return None
+        return {"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *complete]}
+
     # -- the gate
 
     def _gate(self, state: Any) -> Gate:
@@ -137,8 +150,13 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]],
     ) -> ToolMessage | Command[Any]:
         """Bring the contexts into the call, and the owner into runs inside it."""
+        request = self._with_guard(request)
         with self._desk.owners.handed_down(run_info(ensure_config())):
-            return handler(self._with_guard(request))
+            hold = self._hold(request)
+            if hold is None:
+                return handler(request)
+            with hold:
+                return handler(request)
 
     async def awrap_tool_call(
         self,
@@ -146,8 +164,18 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
         """Bring the contexts into the call, and the owner into runs inside it."""
+        request = self._with_guard(request)
         with self._desk.owners.handed_down(run_info(ensure_config())):
-            return await handler(self._with_guard(request))
+            hold = self._hold(request)
+            if hold is None:
+                return await handler(request)
+            async with hold:
+                return await handler(request)
+
+    def _hold(self, request: ToolCallRequest) -> Hold | None:
+        if request.tool is not None and is_guarded(request.tool):
+            return None  # its guard does it
+        return Hold.of(self._desk, ensure_config(), request.tool_call["id"])
 
 
 def _extended(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import json
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, Self
@@ -298,9 +299,48 @@ class Consent:
     profile: str
     scopes: tuple[str, ...]
     missing_scopes: tuple[str, ...]
+    place: SessionKey
     upgrade: bool
     """Whether there is a session already, which grants less."""
     account: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """
+    Where in which conversation something is needed.
+
+    Attributes:
+        name: The same when the same turn looks again.
+        thread_id: The conversation, if there is one.
+        task: The task of the graph that would wait, if there is one.
+    """
+
+    name: str
+    thread_id: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Resumption:
+    """
+    How a paused run can be continued from outside.
+
+    Attributes:
+        thread_id: Its thread.
+        checkpoint_id: The checkpoint of the root graph that it paused in.
+        configurable: What the run was configured with; JSON.
+        nodes: The nodes of its root graph, by which it is told from others.
+        context: Its run-time context; known in this process only.
+        user: A context that knows who asked a LangGraph Server; in this process only.
+    """
+
+    thread_id: str
+    checkpoint_id: str | None = None
+    configurable: dict[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+    context: Any = None
+    user: Context | None = None
 
 
 @dataclass(slots=True)

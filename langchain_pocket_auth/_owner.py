@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from ._errors import OwnerUnknown
 from ._models import Owner
+from ._task import root_config, runtime_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class RunInfo:
     What is known of a run when its owner is asked for.
 
     Attributes:
-        config: The run's config.
+        config: What the outermost graph of the run was started with.
         context: The graph's run-time context, or `None`.
         user: Identity that a LangGraph Server authenticated, or `None`.
         thread_id: The conversation, or `None`.
@@ -96,6 +97,17 @@ class OwnerSource:
         found = self._known(config)
         return owner_of(await found if inspect.isawaitable(found) else found)
 
+    def outside_runs(self, owner: OwnerLike) -> Owner:
+        """Return the owner where no run says it: the one given, or the fixed one."""
+        if owner is not None:
+            return owner_of(owner)
+        if callable(self._setting):
+            raise OwnerUnknown(
+                "PocketAuth(owner=) is a function of the run, and this is none: say "
+                "whose connection is meant, with owner="
+            )
+        return DEFAULT_OWNER if self._setting is None else owner_of(self._setting)
+
     @contextmanager
     def handed_down(self, owner: Owner | RunInfo) -> Iterator[None]:
         """
@@ -146,8 +158,13 @@ def _wait(value: Awaitable[OwnerLike]) -> OwnerLike:
 
 
 def run_info(config: Mapping[str, Any]) -> RunInfo:
-    """Gather what is known of the run that *config* belongs to."""
-    runtime = _runtime()
+    """
+    Gather what is known of the run that *config* belongs to.
+
+    Of the outermost graph: a child's own thread id or settings change no owner.
+    """
+    config = root_config(config)
+    runtime = runtime_of(config) or _runtime()
     # Set by LangGraph Server only; `configurable` can be set by any client.
     server = getattr(runtime, "server_info", None)
     user = getattr(getattr(server, "user", None), "identity", None)

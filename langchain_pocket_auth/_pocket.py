@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -24,6 +26,7 @@ from ._models import (
 )
 from ._owner import OwnerLike, OwnerResolver, OwnerSource, owner_of
 from ._registry import Registry, provider_id
+from ._resume import PendingAuthorization
 from ._seal import KeyRing
 from ._service import Service, Storage
 from ._tools import (
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
     from langgraph.graph import StateGraph
 
+    from ._autoresume import Headers, OnResult
+    from ._events import Subscriber
     from ._middleware import PocketAuthMiddleware
     from ._settings import ClientLike
     from .server import BackgroundServer
@@ -68,6 +73,8 @@ class PocketAuth:
             key file in the user's config directory.
         settings_file: A TOML file with the same settings as the environment.
         future_ttl: How long a connect link lives.
+        decline_cooldown: How long a refusal holds in its conversation: the model is
+            told so, and the person is not asked for the same again.
         session_cache_ttl: How long a valid session is answered from memory.
         app_name: What the connect page calls the app.
 
@@ -89,6 +96,7 @@ class PocketAuth:
         keys: str | None = None,
         settings_file: str | Path | None = None,
         future_ttl: timedelta = timedelta(days=7),
+        decline_cooldown: timedelta = timedelta(minutes=1),
         session_cache_ttl: timedelta = timedelta(seconds=5),
         app_name: str | None = None,
     ) -> None:
@@ -121,6 +129,7 @@ class PocketAuth:
             listen=self._listen,
             interactive=interactive,
             future_ttl=future_ttl,
+            decline_cooldown=decline_cooldown,
             cache_ttl=session_cache_ttl,
         )
         self._guard = ToolGuard(self._service)
@@ -250,7 +259,7 @@ class PocketAuth:
         """
         from langgraph.prebuilt import ToolNode
 
-        from ._graph import GateNode, add_owner
+        from ._graph import GateNode, guard_others
 
         guarded = self.wrap(list(tools))
         needs = {t.name: guarded_needs(t) for t in guarded if is_guarded(t)}
@@ -259,7 +268,7 @@ class PocketAuth:
         )
         run = f"{name}_run"
         if len(needs) < len(guarded):
-            add_owner(tool_node_kwargs, self._service.owners)
+            guard_others(tool_node_kwargs, self._service)
         node = GateNode(
             gate, builder, name=name, tools=run, then=then, messages_key=messages_key
         )
@@ -267,6 +276,161 @@ class PocketAuth:
         tool_node = ToolNode(guarded, messages_key=messages_key, **tool_node_kwargs)
         builder.add_node(run, tool_node)
         builder.add_edge(run, then)
+
+    # ------------------------------------------------------------ what happens, waiting
+
+    def on_event(self, callback: Subscriber) -> Callable[[], None]:
+        """
+        Call *callback* with an `Event` whenever something happens to a connection.
+
+        A coroutine function runs on the loop this is called on, any other callback in
+        a thread of its own; what it raises is logged by name and stops nothing. Told
+        is what happens in this process.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        return self._service.events.subscribe(callback)
+
+    def auto_resume(
+        self,
+        graph: Any,
+        *,
+        on_result: OnResult | None = None,
+        headers: Headers | None = None,
+        patience: timedelta = timedelta(minutes=10),
+    ) -> Callable[[], None]:
+        """
+        Continue paused runs of *graph* by themselves.
+
+        As soon as everything that a pause waits for is final, agreed to or refused,
+        the run goes on, once, in the process that served the callback; `on_event`
+        tells `resumed`, `superseded` or `not_resumed`. It acts for the owner that it
+        paused for, with the `configurable` it had, and, where it paused in this
+        process, with its run-time context. A link that ran out continues nothing.
+
+        Args:
+            graph: A compiled root graph with a checkpointer, or the client of
+                `langgraph_sdk` for threads of a LangGraph Server. Called inside an
+                event loop, the graph or the client is used on that loop, otherwise a
+                graph is run in a thread.
+            on_result: Called with what the run returned (of a server: the run that
+                was created) and its config, where `on_event` would call it.
+            headers: For a client: the headers of requests on behalf of an owner.
+            patience: How long to wait while other parts of the run are busy.
+
+        Returns:
+            A function that ends it.
+        """
+        from ._autoresume import LocalGraph, Resumer, Server
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        service = self._service
+        target: LocalGraph | Server
+        if hasattr(graph, "threads") and hasattr(graph, "runs"):
+            target = Server(graph, headers, loop)
+        elif getattr(graph, "checkpointer", None):
+            target = LocalGraph(graph, service.owners, loop)
+        else:
+            raise ConfigurationError(
+                "auto_resume takes a compiled graph with a checkpointer, or the client "
+                "of langgraph_sdk; a graph without one cannot be resumed"
+            )
+        resumer = Resumer(service, target, on_result, loop, patience)
+        service.ended.append(resumer)
+
+        def stop() -> None:
+            with suppress(ValueError):
+                service.ended.remove(resumer)
+
+        return stop
+
+    async def wait_connected(
+        self,
+        provider: str,
+        *,
+        scopes: Iterable[str] = (),
+        handler: str | None = None,
+        profile: str = "default",
+        owner: OwnerLike = None,
+        timeout: float = 300.0,  # noqa: ASYNC109 - as in `authenticate`, in seconds
+    ) -> AuthContext:
+        """
+        Wait until there is a connection, whoever asks for it; return its context.
+
+        Raises:
+            AuthorizationRequired: None came within *timeout* seconds.
+            AuthorizationRefused: The person said no meanwhile.
+            ScopeWithheld: The person agreed, but to less.
+        """
+        need = InjectedAuth(provider, scopes=scopes, handler=handler, profile=profile)
+        who, asked = self._service.owners.outside_runs(owner), need.requirement
+        writes = self._service.writes
+        session = await self._service.ask(
+            lambda e: e.wait_connected(who, asked, timeout_s=timeout)
+        )
+        return self._service.keep(who, asked, session.entry, writes)
+
+    async def connect(
+        self,
+        provider: str | PendingAuthorization,
+        *,
+        scopes: Iterable[str] = (),
+        handler: str | None = None,
+        profile: str = "default",
+        owner: OwnerLike = None,
+        timeout: float = 300.0,  # noqa: ASYNC109 - as in `authenticate`, in seconds
+        paste: bool = False,
+    ) -> AuthContext:
+        """
+        Ask the person for a connection ahead of time; return its context.
+
+        In a notebook the link is shown as a card, elsewhere it is printed. Nothing is
+        shown when there is a connection already.
+
+        Args:
+            provider: The provider's id, or what a paused run waits for.
+            scopes: What is needed there.
+            handler: Name of a handler; by default the provider's first.
+            profile: Which account of the owner.
+            owner: Whose; by default the one that `PocketAuth(owner=)` names, or
+                the person of this machine.
+            timeout: How many seconds to wait.
+            paste: For kernels and machines whose 127.0.0.1 the person's browser does
+                not reach: the provider's page is shown, the browser ends at an address
+                that does not load, and that address is asked for, unseen. Only an
+                answer to this very question is taken.
+
+        Raises:
+            AuthorizationRequired: The person did not finish in time.
+            AuthorizationRefused: The person said no.
+            CallbackRefused: What was pasted does not answer this question.
+            ProviderError: The exchange failed; call again.
+        """
+        from .notebook import Connecting
+
+        if isinstance(provider, PendingAuthorization):
+            pending, ticket = provider, provider.url.rpartition("/")[2]
+            _, key = await self._service.ask(lambda e: e.attempts.ticket(ticket))
+            who, scopes, handler = key.owner, pending.scopes, pending.handler
+            provider, profile = pending.provider, pending.profile
+        else:
+            who = self._service.owners.outside_runs(owner)
+        need = InjectedAuth(provider, scopes=scopes, handler=handler, profile=profile)
+        asked = need.requirement
+        connecting = Connecting(self._service, who, asked)
+        await connecting.run(paste=paste, timeout_s=timeout)
+        return await self.wait_connected(
+            provider,
+            scopes=asked.scopes,
+            handler=handler,
+            profile=profile,
+            owner=who,
+            timeout=0,
+        )
 
     # ------------------------------------------------------------- the spec's methods
 

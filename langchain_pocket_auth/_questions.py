@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 from datetime import timedelta
 
-from ._models import AuthenticateRequest, Consent, Requirement
+from ._models import AuthenticateRequest, Consent, Requirement, Turn
 from ._registry import Registry
 from ._standing import Standing, is_open
 from ._vault import (
@@ -21,7 +21,7 @@ from ._vault import (
 )
 from ._waiting import lifetime
 
-MAX_TURNS = 50  # turns that one future remembers
+MAX_TURNS = 50  # turns, pauses and refusals that one future remembers
 
 
 class Questions:
@@ -37,7 +37,7 @@ class Questions:
         self,
         standing: Standing,
         requirement: Requirement,
-        turn: str | None,
+        turn: Turn | None,
         tools: Iterable[str],
     ) -> Consent | None:
         """Make the future or widen the open one; `None` if another was faster."""
@@ -53,7 +53,7 @@ class Questions:
         old: Stored[Future] | None,
         standing: Standing,
         requirement: Requirement,
-        turn: str | None,
+        turn: Turn | None,
         tools: Iterable[str],
     ) -> Stored[Future] | None:
         key, scopes = standing.key, self._scopes_to_ask(standing, requirement)
@@ -66,16 +66,13 @@ class Questions:
             needed=list(requirement.scopes),
             state="DO_AUTH" if standing.session else "NO_SESSION",
             request=self._sealed_request(standing.request, scopes),
-            turns=[turn] if turn else [],
+            turns=[turn.name] if turn else [],
+            pauses=_pauses({}, turn),
+            refused=dict(old.entry.refused) if old else {},
             tools=sorted(tools),
             expires_at=self._vault.now() + self._future_ttl,
         )
-        pointer = Pointer(
-            owner=(key.owner.kind, key.owner.id),
-            provider=key.provider,
-            profile=key.profile,
-            connection=key.connection,
-        )
+        pointer = Pointer.to(key)
         # The pointer first: a link that leads nowhere must never be given out.
         # It stays a while longer, so that who comes too late is told so.
         known = self._future_ttl + ATTEMPT_KEPT
@@ -94,7 +91,7 @@ class Questions:
         old: Stored[Future],
         standing: Standing,
         requirement: Requirement,
-        turn: str | None,
+        turn: Turn | None,
         tools: Iterable[str],
     ) -> Stored[Future] | None:
         entry = old.entry
@@ -107,7 +104,8 @@ class Questions:
                 # Perhaps the app is registered anew, or lives elsewhere.
                 "request": self._sealed_request(standing.request, scopes),
                 "needed": list(dict.fromkeys([*entry.needed, *requirement.scopes])),
-                "turns": _with(entry.turns, turn),
+                "turns": _turns(entry.turns, turn),
+                "pauses": _pauses(entry.pauses, turn),
                 "tools": sorted({*entry.tools, *tools}),
             }
         )
@@ -143,11 +141,19 @@ class Questions:
             profile=standing.key.profile,
             scopes=tuple(future.scopes),
             missing_scopes=standing.missing,
+            place=standing.key,
             upgrade=standing.session is not None,
         )
 
 
-def _with(turns: list[str], turn: str | None) -> list[str]:
-    if turn is None or turn in turns:
-        return turns
-    return [*turns, turn][-MAX_TURNS:]
+def _turns(known: list[str], turn: Turn | None) -> list[str]:
+    if turn is None or turn.name in known:
+        return known
+    return [*known, turn.name][-MAX_TURNS:]
+
+
+def _pauses(known: dict[str, str], turn: Turn | None) -> dict[str, str]:
+    if turn is None or turn.task is None or turn.thread_id is None:
+        return known
+    latest = {**known, turn.task: turn.thread_id}
+    return dict(list(latest.items())[-MAX_TURNS:])

@@ -16,6 +16,7 @@ from ._errors import (
     ProviderUnavailable,
     StorageUnavailable,
 )
+from ._events import Event, Tell
 from ._http import is_transport_error
 from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
 from ._registry import provider_id
@@ -84,8 +85,8 @@ class Refresher:
     one task; between processes the lease decides.
     """
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(self, vault: Vault, tell: Tell) -> None:
+        self._vault, self._tell = vault, tell
         self._running: dict[
             tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
         ] = {}
@@ -169,7 +170,7 @@ class Refresher:
             new = await self._refreshed(handler, stored.entry, context)
         except GrantRevoked as error:
             logger.info("%s: grant of %s is over", handler.name, key.connection)
-            return await self._needs_consent(stored, str(error))
+            return await self._needs_consent(key, stored, str(error))
         except ProviderUnavailable as error:
             return self._old(stored, context, key, error)
         except ConfigurationError as error:
@@ -198,6 +199,7 @@ class Refresher:
         )
         self._cooldown.pop(key, None)
         if saved := await self._save(stored, session):
+            self._tell(Event.at(key, "refreshed", scopes=tuple(session.scopes)))
             return saved
         current = await self._vault.get(Session, stored.key)
         if current is None:
@@ -255,7 +257,7 @@ class Refresher:
         failures = stored.entry.failures + 1
         if failures >= MAX_FAILURES:
             return await self._needs_consent(
-                stored, f"{handler.name} could not be renewed {failures} times"
+                key, stored, f"{handler.name} could not be renewed {failures} times"
             )
         counted = stored.entry.model_copy(update={"failures": failures})
         saved = await self._vault.replace(stored, counted)
@@ -267,13 +269,15 @@ class Refresher:
         return self._old(saved, context, key, error)
 
     async def _needs_consent(
-        self, stored: Stored[Session], why: str
+        self, key: SessionKey, stored: Stored[Session], why: str
     ) -> Stored[Session]:
         # By compare-and-swap: if someone else renewed it meanwhile, look again.
         marked = stored.entry.model_copy(update={"needs_consent": why})
         saved = await self._vault.replace(stored, marked)
         if saved is None:
             raise _LookAgainError
+        scopes = tuple(stored.entry.scopes)
+        self._tell(Event.at(key, "needs_reconnect", scopes=scopes, reason=why))
         return saved
 
     def _old(

@@ -10,6 +10,7 @@ from typing import Any
 
 from langgraph.types import Command
 
+from ._cards import Card
 from ._models import Outcome
 
 PAYLOAD_TYPE = "pocket_auth"
@@ -54,6 +55,26 @@ class PendingAuthorization:
     tool_call_ids: tuple[str, ...]
     expires_at: datetime
     interrupt_ids: tuple[str, ...] = field(default=())
+
+    def _card(self) -> Card:
+        lines = [f"{self.reason}."]
+        if self.scopes:
+            lines.append(f"Permissions: {', '.join(self.scopes)}")
+        if self.account:
+            lines.append(f"Account: {self.account}")
+        return Card(self.message, tuple(lines), self.url)
+
+    def _repr_html_(self) -> str:
+        return self._card()._repr_html_()
+
+
+class PendingAuthorizations(list[PendingAuthorization]):
+    """What a paused run waits for; a notebook shows it with buttons to connect."""
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return Card("Nothing waits for an authorization.")._repr_html_()
+        return "".join(pending._repr_html_() for pending in self)
 
 
 def payload(outcomes: Iterable[Outcome]) -> dict[str, Any]:
@@ -107,14 +128,14 @@ def declined_keys(answers: Iterable[Any]) -> set[str]:
             continue
         for key, response in responses.items():
             action = response.get("action") if isinstance(response, Mapping) else None
-            if action in DECLINES:
+            if isinstance(action, str) and action in DECLINES:
                 declined.add(key)
             else:
                 declined.discard(key)
     return declined
 
 
-def pending_authorizations(source: Any) -> list[PendingAuthorization]:
+def pending_authorizations(source: Any) -> PendingAuthorizations:
     """
     Return what a paused run waits for, one entry per connection.
 
@@ -123,14 +144,15 @@ def pending_authorizations(source: Any) -> list[PendingAuthorization]:
             `langgraph_sdk` thread state, an `Interrupt`, or a list of interrupts.
 
     Returns:
-        An empty list when nothing of ours is pending.
+        A list, which a notebook shows as cards with a button; empty when nothing
+        of ours is pending.
     """
     merged: dict[str, PendingAuthorization] = {}
     for interrupt_id, value in _interrupts(source):
         for request in _requests(value):
             old = merged.get(request["key"])
             merged[request["key"]] = _pending(request, interrupt_id, old)
-    return list(merged.values())
+    return PendingAuthorizations(merged.values())
 
 
 def resume(source: Any, *, decline: Iterable[Any] = ()) -> Command[Any]:

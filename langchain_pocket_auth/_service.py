@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,24 @@ from typing import Any, TypeVar
 
 from ._engine import Engine
 from ._errors import ProviderError
+from ._events import Event, Events
 from ._futures import FutureData
 from ._loop import LOOP
-from ._models import AuthContext, AuthenticateRequest, Outcome, Owner, Requirement
+from ._models import (
+    AuthContext,
+    AuthenticateRequest,
+    Consent,
+    Outcome,
+    Owner,
+    Requirement,
+    Resumption,
+    Turn,
+)
 from ._owner import OwnerSource
 from ._refresh import advisory_at
 from ._registry import Registry
 from ._seal import KeyRing
+from ._task import AlreadyResumed
 from ._vault import Session, Vault
 from .storage import StorageBackend, storage_from_url
 
@@ -58,6 +69,7 @@ class Service:
         listen: Awaited before a link is given out.
         interactive: Whether to ask at all.
         future_ttl: How long a link lives.
+        decline_cooldown: How long a refusal holds in its thread.
         cache_ttl: How long a valid session is answered from memory.
     """
 
@@ -72,12 +84,17 @@ class Service:
         listen: Callable[[], Awaitable[None]],
         interactive: bool,
         future_ttl: timedelta,
+        decline_cooldown: timedelta,
         cache_ttl: timedelta,
     ) -> None:
         self.registry, self.owners, self.base_url = registry, owners, base_url
         self.interactive = interactive
         self._storage, self._keys = storage, keys
         self._listen, self._future_ttl = listen, future_ttl
+        self._cooldown = decline_cooldown
+        self.events = Events()
+        self.ended: list[Callable[[str], None]] = []
+        """Called on our loop with each pause that waited for what is final now."""
         self._cache_ttl_s = cache_ttl.total_seconds()
         self._cache: OrderedDict[Owner, dict[Requirement, Cached]] = OrderedDict()
         self._writes = 0
@@ -137,7 +154,10 @@ class Service:
             base_url=self.base_url,
             listen=self._listen,
             future_ttl=self._future_ttl,
+            decline_cooldown=self._cooldown,
             changed=self.forget,
+            tell=self.events.tell,
+            ended=self._ended,
         )
 
     async def close(self) -> None:
@@ -145,6 +165,7 @@ class Service:
         opened, self._opened = self._opened, None
         self._closed = True
         self._cache.clear()
+        self.events.close()
         if opened is None or opened.generation != LOOP.generation:
             return
         with suppress(Exception):  # an engine that never opened
@@ -218,7 +239,7 @@ class Service:
     # ----------------------------------------------------- what gate and guard need
 
     async def settle(
-        self, owner: Owner, outcomes: list[Outcome], turn: str, *, ask: bool
+        self, owner: Owner, outcomes: list[Outcome], turn: Turn, *, ask: bool
     ) -> list[AuthContext | None]:
         """Bring outcomes up to date; contexts for those that are met."""
         engine = await self._engine()
@@ -236,14 +257,58 @@ class Service:
             contexts.append(context)
         return contexts
 
-    async def pauses(self, task: str) -> Mapping[str, int]:
-        """How often guarded calls of a task have paused, by ordinal."""
-        stored = await (await self._engine()).pauses(task)
-        return stored.entry.counts if stored else {}
+    async def refuse(self, consent: Consent, turn: Turn) -> None:
+        """Write down that the person said no in the chat."""
+        await (await self._engine()).refuse(consent, turn)
 
-    async def count_pause(self, task: str, ordinal: int, count: int) -> None:
-        """Write down how often a guarded call has paused."""
-        await (await self._engine()).count_pause(task, ordinal, count)
+    def tell(self, event: Event) -> None:
+        """Tell the app what happened."""
+        self.events.tell(event)
+
+    async def pause_counts(self, task: str) -> Mapping[str, int]:
+        """How often guarded calls of a task have paused, by ordinal."""
+        return await (await self._engine()).pauses.counts(task)
+
+    async def recount(self, task: str, ordinal: int, count: int) -> None:
+        """Correct how often a guarded call has paused."""
+        await (await self._engine()).pauses.recount(task, ordinal, count)
+
+    async def note_pause(
+        self,
+        task: str,
+        interrupt_id: str,
+        consents: Iterable[Consent],
+        resumption: Resumption | None,
+        counted: tuple[int, int] | None,
+    ) -> None:
+        """Write down a pause that is about to be raised."""
+        pauses = (await self._engine()).pauses
+        await pauses.note(task, interrupt_id, consents, resumption, counted)
+        # What it waits for may have ended before anybody could know of it.
+        self._ended([task])
+
+    def _ended(self, pauses: Iterable[str]) -> None:
+        for task in pauses:
+            for callback in self.ended:
+                callback(task)
+
+    async def claim(self, task: str, name: str, holder: str, answers: int) -> None:
+        """
+        Be the one that goes on after a pause.
+
+        Raises:
+            AlreadyResumed: Another run is.
+        """
+        pauses = (await self._engine()).pauses
+        if not await pauses.claim(task, name, holder, answers):
+            raise AlreadyResumed(
+                "another run continues this pause: look at the thread's state; if "
+                "that run has died, resume again in a minute"
+            )
+
+    async def release(self, task: str, name: str, holder: str) -> None:
+        """Let another run go on after a pause."""
+        await (await self._engine()).pauses.release(task, name, holder)
 
     # ------------------------------------------------------- behind the FutureStore
 

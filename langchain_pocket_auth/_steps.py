@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Generator, Iterable, Mapping
 from functools import reduce
-from hashlib import sha256
 from operator import or_
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -13,10 +12,14 @@ from langgraph.errors import GraphInterrupt
 from langgraph.types import interrupt
 
 from ._engine import declined
-from ._errors import AuthorizationRefused, ConfigurationError
-from ._models import AuthContext, Outcome, Owner, Requirement
+from ._errors import AuthorizationRequired, ConfigurationError, PocketAuthError
+from ._events import Event
+from ._models import AuthContext, Consent, Outcome, Owner, Requirement, Resumption, Turn
 from ._owner import OwnerSource
-from ._resume import declined_keys
+from ._resume import declined_keys, payload
+
+INTERACTIVE = "pocket_auth_interactive"
+"""Key of `configurable` with which one run overrides `PocketAuth(interactive=)`."""
 
 R = TypeVar("R")
 Steps: TypeAlias = Generator[Coroutine[Any, Any, Any], Any, R]
@@ -33,15 +36,37 @@ class Desk(Protocol):
         """Answer from memory, without I/O."""
 
     async def settle(
-        self, owner: Owner, outcomes: list[Outcome], turn: str, *, ask: bool
+        self, owner: Owner, outcomes: list[Outcome], turn: Turn, *, ask: bool
     ) -> list[AuthContext | None]:
         """Bring outcomes up to date; contexts for those that are met."""
 
-    async def pauses(self, task: str) -> Mapping[str, int]:
+    async def refuse(self, consent: Consent, turn: Turn) -> None:
+        """Write down that the person said no in the chat."""
+
+    def tell(self, event: Event) -> None:
+        """Tell the app what happened."""
+
+    async def pause_counts(self, task: str) -> Mapping[str, int]:
         """How often guarded calls of a task have paused, by ordinal."""
 
-    async def count_pause(self, task: str, ordinal: int, count: int) -> None:
-        """Write down how often a guarded call has paused."""
+    async def recount(self, task: str, ordinal: int, count: int) -> None:
+        """Correct how often a guarded call has paused."""
+
+    async def note_pause(
+        self,
+        task: str,
+        interrupt_id: str,
+        consents: Iterable[Consent],
+        resumption: Resumption | None,
+        counted: tuple[int, int] | None,
+    ) -> None:
+        """Write down a pause that is about to be raised."""
+
+    async def claim(self, task: str, name: str, holder: str, answers: int) -> None:
+        """Be the one that goes on after a pause, or raise `AlreadyResumed`."""
+
+    async def release(self, task: str, name: str, holder: str) -> None:
+        """Let another run go on after a pause."""
 
     def run_sync(self, work: Coroutine[Any, Any, R]) -> R:
         """Run on the background loop and block."""
@@ -85,8 +110,24 @@ async def adrive(desk: Desk, steps: Steps[R]) -> R:
 # ---------------------------------------------------------------------- the question
 
 
+def may_ask(desk: Desk, config: Mapping[str, Any]) -> bool:
+    """Whether this run may ask the person: the pocket's setting, or the run's own."""
+    wanted = (config.get("configurable") or {}).get(INTERACTIVE)
+    if wanted is None:
+        return desk.interactive
+    if not isinstance(wanted, bool):
+        raise ConfigurationError(f"configurable[{INTERACTIVE!r}] is True or False")
+    return wanted
+
+
 def ask(
-    desk: Desk, owner: Owner, unmet: list[Outcome], turn: str, answers: list[Any]
+    desk: Desk,
+    owner: Owner,
+    unmet: list[Outcome],
+    turn: Turn,
+    answers: list[Any],
+    *,
+    interactive: bool,
 ) -> Steps[list[Outcome]]:
     """
     Make one question per connection; return those to wait for.
@@ -94,12 +135,9 @@ def ask(
     What is refused is written into *unmet*, each requirement by itself: a refused
     upgrade must not take away what a smaller one has.
     """
-    if not desk.interactive:
+    if not interactive:
         for outcome in unmet:
-            outcome.refusal = AuthorizationRefused(
-                f"{outcome.requirement.provider} is not connected, and this run cannot "
-                "ask the user."
-            )
+            _required(desk, owner, outcome, turn)
         return []
     if not unmet:
         return []
@@ -110,11 +148,59 @@ def ask(
         consent = question.consent
         if consent is not None and consent.key in refused:
             question.refusal = declined(consent.display_name)
+            yield desk.refuse(consent, turn)
         if question.refusal is not None:
             for outcome in unmet:
                 if outcome.requirement.place == question.requirement.place:
                     outcome.refusal = question.refusal
     return [q for q in asked if q.consent is not None and q.refusal is None]
+
+
+def _required(desk: Desk, owner: Owner, outcome: Outcome, turn: Turn) -> None:
+    """Answer what a run that must not ask lacks."""
+    need = outcome.requirement
+    outcome.refusal = AuthorizationRequired(
+        f"{need.provider} is not connected, and this run cannot ask the user.",
+        provider=need.provider,
+        scopes=need.scopes,
+    )
+    desk.tell(
+        Event(
+            type="required",
+            owner=owner,
+            provider=need.provider,
+            profile=need.profile,
+            handler=need.handler,
+            scopes=need.scopes,
+            thread_ids=(turn.thread_id,) if turn.thread_id else (),
+        )
+    )
+
+
+def pause(
+    desk: Desk,
+    asked: list[Outcome],
+    task: str,
+    resumption: Resumption | None,
+    counted: tuple[int, int] | None = None,
+) -> Steps[Any]:
+    """
+    Raise the interrupt for what is asked, after it was written down.
+
+    Written down first: who ends a future must find who waits for it, and the answer
+    must find the count. The interrupt has to be made for that: only it has its id.
+
+    Returns:
+        The answer, where the task has one that nobody counted.
+    """
+    try:
+        return interrupt(payload(asked))
+    except GraphInterrupt as interrupted:
+        raised = interrupted
+    consents = [o.consent for o in asked if o.consent is not None]
+    interrupt_id = raised.args[0][0].id
+    yield desk.note_pause(task, interrupt_id, consents, resumption, counted)
+    raise raised
 
 
 def _merged(unmet: list[Outcome]) -> list[Outcome]:
@@ -152,13 +238,21 @@ def no_checkpointer() -> ConfigurationError:
     )
 
 
-def error_message(tool: str, call_id: str, text: str) -> ToolMessage:
-    """Return the result of a call that was not let in."""
+def error_message(
+    tool: str, call_id: str, errors: Iterable[PocketAuthError]
+) -> ToolMessage:
+    """
+    Return the result of a call that was not let in.
+
+    The model reads its text; an app reads the names of the errors in `artifact`.
+    """
+    known = {str(error): type(error).__name__ for error in errors}
     return ToolMessage(
-        f"{text} The tool {tool} was not run.",
+        f"{' '.join(known)} The tool {tool} was not run.",
         name=tool,
         tool_call_id=call_id,
         status="error",
+        artifact={"type": "pocket_auth", "errors": list(dict.fromkeys(known.values()))},
     )
 
 
@@ -178,8 +272,3 @@ def take(count: int | None = None) -> list[Any]:
         except GraphInterrupt:
             break
     return answers
-
-
-def name_of(*parts: Any) -> str:
-    """Return a short name for *parts*; the same for the same ones."""
-    return sha256(repr(parts).encode()).hexdigest()[:32]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from langchain_core.messages import AIMessage, ToolMessage
+from langgraph.errors import GraphBubbleUp
+
+from ._errors import ConfigurationError, PocketAuthError
+from ._models import Resumption
 
 # All of these are LangGraph's own names, in use between its packages; the tests in
 # tests/test_langgraph_seams.py name each, and run on the lowest and newest versions.
@@ -20,7 +28,13 @@ _CHECKPOINTER = "__pregel_checkpointer"
 _RESUMING = "__pregel_resuming"
 _RESUME_MAP = "__pregel_resume_map"
 _CALL = "__pregel_call"
+_RUNTIME = "__pregel_runtime"
+_TRIGGERS = "langgraph_triggers"
 _PUSH = ("__pregel_push",)
+_CHECKPOINT_MAP = "checkpoint_map"
+STRICT_RESUME = "__pregel_strict_resume"
+# What `configurable` says of one run, and is not handed to the next.
+_OF_THE_RUN = {"thread_id", "checkpoint_id", "checkpoint_ns", _CHECKPOINT_MAP}
 
 
 class _Execution:
@@ -129,7 +143,7 @@ class GuardedCall:
         """
         if not self.alone:
             return False
-        triggers = (self._config.get("metadata") or {}).get("langgraph_triggers")
+        triggers = (self._config.get("metadata") or {}).get(_TRIGGERS)
         return tuple(triggers or ()) == _PUSH or self._open_calls() <= 1
 
     def _open_calls(self) -> int:
@@ -162,11 +176,178 @@ def has_checkpointer(config: Mapping[str, Any]) -> bool:
     return loop is None or loop.checkpointer is not None
 
 
+def detached(config: Mapping[str, Any]) -> bool:
+    """
+    Whether the run was started inside another graph's run and is no part of it.
+
+    LangGraph takes a graph that is started with a thread id for a run of its own: its
+    pause goes to the code that started it, and the graph around would go on as if
+    nothing were missing.
+    """
+    root = _root(config)
+    # What a task starts inherits the task's metadata. From a RemoteGraph they arrive
+    # as lists, and there the pause does come back.
+    metadata = (root.config.get("metadata") if root else None) or {}
+    return isinstance(metadata.get(_TRIGGERS), tuple)
+
+
+def pause_would_be_lost() -> ConfigurationError:
+    """Return what a detached run is told."""
+    return ConfigurationError(
+        "this graph has to pause for an authorization, and was started inside another "
+        "graph's run as a run of its own, so the graph around would never learn of the "
+        "pause: start it without a thread_id, e.g. child.invoke(input), or with the "
+        "config of the code that starts it; or let it go on without asking, by "
+        '{"configurable": {"pocket_auth_interactive": False}}'
+    )
+
+
+def root_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the outermost graph of the run was started with."""
+    root = _root(config)
+    found: Mapping[str, Any] = config if root is None else root.config
+    return found
+
+
+def runtime_of(config: Mapping[str, Any]) -> Any:
+    """Return the run-time object of the graph that *config* belongs to."""
+    return (config.get("configurable") or {}).get(_RUNTIME)
+
+
+def _root(config: Mapping[str, Any]) -> Any:
+    """Return the loop of the outermost graph of the run, where it shows."""
+    loop = _loop(config)
+    while loop is not None and loop.is_nested:
+        loop = _loop(loop.config)
+    return loop
+
+
 def _loop(config: Mapping[str, Any]) -> Any:
     """Return the loop that runs the task, where it shows."""
-    call = config["configurable"].get(_CALL)
+    call = (config.get("configurable") or {}).get(_CALL)
     schedule = getattr(call, "keywords", {}).get("schedule_task")
     return getattr(schedule, "__self__", None)
+
+
+class AlreadyResumed(PocketAuthError, GraphBubbleUp):  # noqa: N818
+    """
+    Another run continues this pause already, so this one ends here.
+
+    Nothing was lost and no tool has run twice: read the thread's state instead. Like a
+    pause it passes through whatever handles the errors of tools.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """
+    One run of a task.
+
+    Attributes:
+        id: The task's id; the same when the task runs again.
+        holder: Names this run of it, retries included, and no other.
+        answers: How many answers the task has read, now or before.
+    """
+
+    id: str
+    holder: str
+    answers: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> TaskRun:
+        """Return the run of a task that *config* belongs to."""
+        configurable = config["configurable"]
+        scratchpad = configurable[_SCRATCHPAD]
+        null_resume = scratchpad.get_null_resume
+        with _executions_lock:
+            holder = _holders.setdefault(null_resume, secrets.token_hex(8))
+        return cls(configurable[_TASK_ID], holder, len(scratchpad.resume))
+
+
+def place_of(config: Mapping[str, Any], call_id: str | None, ordinal: int) -> str:
+    """
+    Name the place of a tool call; the same for all runs that could be at it.
+
+    A run that has come here past the gate has made a checkpoint of its own, and with
+    it a task of its own: what they share is the checkpoint before.
+    """
+    loop = _loop(config)
+    before = getattr(loop, "prev_checkpoint_config", None) or {"configurable": {}}
+    anchor = before["configurable"].get("checkpoint_id")
+    path = (config.get("metadata") or {}).get("langgraph_path")
+    return name_of(anchor or config["configurable"][_TASK_ID], path, call_id, ordinal)
+
+
+def name_of(*parts: Any) -> str:
+    """Return a short name for *parts*; the same for the same ones."""
+    return sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def just_resumed(config: Mapping[str, Any]) -> bool:
+    """
+    Whether the run was resumed, and has not gone far since.
+
+    As far as another that was resumed as well could be at the same task.
+    """
+    loop, root = _loop(config), _root(config)
+    if loop is None or root is None:
+        return loop is not None
+    if root.input is not None and getattr(root.input, "resume", None) is None:
+        return False  # it has input of its own
+    first = loop.stop - loop.config["recursion_limit"] - 1
+    # The gate, perhaps something behind it, the tools; the next turn's come later.
+    near: bool = loop.step - first <= 2  # noqa: PLR2004
+    return near
+
+
+_holders: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
+
+
+def thread_of(config: Mapping[str, Any]) -> str | None:
+    """Return the id of the conversation."""
+    thread_id = (root_config(config).get("configurable") or {}).get("thread_id")
+    return None if thread_id is None else str(thread_id)
+
+
+def resumption(config: Mapping[str, Any]) -> Resumption | None:
+    """Return how the run that *config* belongs to can be continued from outside."""
+    thread_id, root = thread_of(config), root_config(config)
+    if thread_id is None:
+        return None
+    kept = {
+        key: value
+        for key, value in root["configurable"].items()
+        if not key.startswith("__") and key not in _OF_THE_RUN and _is_json(value)
+    }
+    checkpoints = config["configurable"].get(_CHECKPOINT_MAP) or {}
+    runtime = runtime_of(root) or runtime_of(config)
+    return Resumption(
+        thread_id,
+        checkpoints.get(""),
+        kept,
+        getattr(_root(config), "nodes", {}),
+        getattr(runtime, "context", None),
+        _server_user() if "assistant_id" in kept else None,
+    )
+
+
+def _server_user() -> Context:
+    """Return a context that holds nothing but who asks a LangGraph Server."""
+    from langgraph_sdk.auth.types import BaseAuthContext
+
+    kept = Context()
+    for variable, value in copy_context().items():
+        if isinstance(value, BaseAuthContext):
+            kept.run(variable.set, value)
+    return kept
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def open_calls(messages: list[Any]) -> list[dict[str, Any]]:

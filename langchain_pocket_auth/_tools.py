@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from ._catalog import register_id
 from ._models import AuthContext, Owner, Requirement
 from ._owner import OwnerSource
-from ._task import GuardedCall
+from ._task import GuardedCall, TaskRun, just_resumed, place_of
 
 Inject = Mapping[str, Callable[[AuthContext], Any]]
 
@@ -87,6 +87,78 @@ class Needs:
         return tuple(dict.fromkeys([*self.parameters.values(), *extra]))
 
 
+class Holder(Protocol):
+    """Who keeps claims on tasks."""
+
+    async def claim(self, task: str, name: str, holder: str, answers: int) -> None: ...
+    async def release(self, task: str, name: str, holder: str) -> None: ...
+    def run_sync(self, work: Coroutine[Any, Any, None]) -> None: ...
+    async def run(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """
+    The right to run a tool in a resumed run, which no other run has meanwhile.
+
+    Given back when the body raises, a question of its own included, so that the run
+    which brings the answer may go on. After a body that ended well it is kept, if it
+    is the task's last: its result is on its way into the checkpoint.
+    """
+
+    desk: Holder
+    place: str
+    holder: str
+    answers: int
+    last: bool
+
+    @classmethod
+    def of(
+        cls,
+        desk: Holder,
+        config: Mapping[str, Any],
+        call_id: str | None,
+        *,
+        ordinal: int = 0,
+        last: bool = True,
+    ) -> Hold | None:
+        """
+        Return the right that a call needs; `None` where nobody could compete.
+
+        Args:
+            desk: Who keeps it.
+            config: The call's.
+            call_id: The tool call's id.
+            ordinal: Its number among the guarded calls of its task.
+            last: Whether nothing of the task follows it.
+        """
+        if not just_resumed(config):
+            return None
+        run = TaskRun.of(config)
+        place = place_of(config, call_id, ordinal)
+        return cls(desk, place, run.holder, run.answers, last)
+
+    def _claim(self) -> Coroutine[Any, Any, None]:
+        return self.desk.claim(self.place, "run", self.holder, self.answers)
+
+    def _release(self) -> Coroutine[Any, Any, None]:
+        return self.desk.release(self.place, "run", self.holder)
+
+    def __enter__(self) -> None:
+        self.desk.run_sync(self._claim())
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error or not self.last:
+            self.desk.run_sync(self._release())
+
+    async def __aenter__(self) -> None:
+        await self.desk.run(self._claim())
+
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error or not self.last:
+            await self.desk.run(self._release())
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What a guard hands to a call that may run."""
@@ -95,6 +167,7 @@ class Entry:
     owner: Owner
     contexts: Mapping[Requirement, AuthContext | None]
     call: GuardedCall | None = None
+    hold: Hold | None = None
 
     def leave(self) -> None:
         """End the call."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -159,6 +159,10 @@ class Future(_Entry):
     request: Typed
     turns: list[str] = Field(default_factory=list)
     """Which turns of which conversations wait for it; the last 50."""
+    pauses: dict[str, str] = Field(default_factory=dict)
+    """Tasks of graphs that wait for it, with their threads; the last 50."""
+    refused: dict[str, datetime] = Field(default_factory=dict)
+    """Threads in which the person said no, and when."""
     tools: list[str] = Field(default_factory=list)
     withheld: list[str] = Field(default_factory=list)
     """What the person left out."""
@@ -168,7 +172,7 @@ class Future(_Entry):
 
 
 class Pointer(_Entry):
-    """From a ticket to its future."""
+    """From a ticket to its future, or from an attempt, or from a pause."""
 
     purpose = "ticket"
 
@@ -176,6 +180,16 @@ class Pointer(_Entry):
     provider: str
     profile: str
     connection: str
+
+    @classmethod
+    def to(cls, key: SessionKey) -> Self:
+        """Point to the place of a session."""
+        return cls(
+            owner=(key.owner.kind, key.owner.id),
+            provider=key.provider,
+            profile=key.profile,
+            connection=key.connection,
+        )
 
     def session_key(self) -> SessionKey:
         """Return the place of the session that is asked for."""
@@ -206,12 +220,37 @@ class Attempt(_Entry):
     exchange_until: datetime | None = None
 
 
-class Pauses(_Entry):
-    """How often guarded calls of one task have paused, by ordinal."""
+class Waited(BaseModel):
+    """A future that a paused task waits for."""
 
-    purpose = "pauses"
+    target: Pointer
+    future_id: str
+
+
+class Claim(BaseModel):
+    """Says who continues a pause, and until when nobody else does."""
+
+    holder: str
+    answers: int
+    """How many answers the task had: with more of them, another may go on."""
+    until: datetime
+
+
+class Pause(_Entry):
+    """A task of a graph that waits, or has waited, for persons."""
+
+    purpose = "pause"
 
     counts: dict[str, int] = Field(default_factory=dict)
+    """How often the task's guarded calls have paused, by ordinal."""
+    interrupt_id: str | None = None
+    """The last interrupt that it raised for us."""
+    thread_id: str | None = None
+    checkpoint_id: str | None = None
+    nodes: list[str] = Field(default_factory=list)
+    configurable: dict[str, Any] = Field(default_factory=dict)
+    waits_for: list[Waited] = Field(default_factory=list)
+    claims: dict[str, Claim] = Field(default_factory=dict)
 
 
 class _Canary(_Entry):
@@ -386,6 +425,11 @@ def ticket_key(ticket: str) -> Key:
 def attempt_key(uid: str) -> Key:
     """Where the attempt of a uid is stored."""
     return ("attempt", digest(uid))
+
+
+def pause_key(task: str) -> Key:
+    """Where the pause of a task is stored."""
+    return ("pause", task)
 
 
 def entry_key(kind: type[_Entry], key: SessionKey) -> Key:

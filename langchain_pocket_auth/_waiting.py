@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -28,8 +28,10 @@ LOOK_AGAIN_S = 1.0  # another process may end the future, which wakes nobody her
 class Waiting:
     """The futures of all owners, and who waits for them in this process."""
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(
+        self, vault: Vault, ended: Callable[[SessionKey, Future], None]
+    ) -> None:
+        self._vault, self._ended = vault, ended
         self._events: dict[str, set[asyncio.Event]] = {}
 
     async def of(self, attempt: Attempt) -> Stored[Future] | None:
@@ -79,7 +81,7 @@ class Waiting:
         self, attempt: Attempt, status: str, withheld: Iterable[str] = ()
     ) -> None:
         """Write down how an attempt of a future ended."""
-        left_out = sorted(withheld)
+        left_out, key = sorted(withheld), attempt.target.session_key()
         for _ in range(CAS_TRIES):
             if (stored := await self.of(attempt)) is None:
                 return
@@ -90,15 +92,32 @@ class Waiting:
             if status == "denied":
                 # A refusal in one tab does not undo a success in another.
                 if old.id == attempt.future_id and old.status == "pending":
-                    update["status"] = status
+                    threads = dict.fromkeys(old.pauses.values(), self._vault.now())
+                    update |= {"status": status, "refused": old.refused | threads}
             # Widened since this attempt began: the rest has yet to be asked for.
             elif set(old.scopes) <= set(attempt.scopes) and (
                 old.status != "done" or set(left_out) < set(old.withheld)
             ):
                 update |= {"status": status, "withheld": left_out}
-            if not update or await self._replace(stored, update):
+            if not update:
                 self._wake(old.id)
                 return
+            if ended := await self._replace(stored, update):
+                self._wake(old.id)
+                if "status" in update:
+                    self._ended(key, ended.entry)
+                return
+
+    async def refuse(self, key: SessionKey, future_id: str, thread: str) -> bool:
+        """Write down that a person said no in a thread; `False`: known already."""
+        for _ in range(CAS_TRIES):
+            stored = await self._at(key)
+            if stored is None or stored.entry.id != future_id:
+                return False
+            refused = {**stored.entry.refused, thread: self._vault.now()}
+            if await self._replace(stored, {"refused": refused}):
+                return thread not in stored.entry.refused
+        return False
 
     async def resolved(self, attempt: Attempt) -> bool:
         """Mark that *attempt* has an answer which is not exchanged yet."""
@@ -122,10 +141,12 @@ class Waiting:
                 self._wake(stored.entry.id)
                 return
 
-    async def _replace(self, stored: Stored[Future], update: dict[str, Any]) -> bool:
+    async def _replace(
+        self, stored: Stored[Future], update: dict[str, Any]
+    ) -> Stored[Future] | None:
         entry = stored.entry.model_copy(update=update)
         ttl = lifetime(entry.expires_at - self._vault.now())
-        return await self._vault.replace(stored, entry, ttl) is not None
+        return await self._vault.replace(stored, entry, ttl)
 
     def _wake(self, future_id: str) -> None:
         for event in self._events.get(future_id, ()):

@@ -105,7 +105,11 @@ class _Guarded(_Base):
         if isinstance(entry, ToolMessage):
             return entry
         with _inside(entry):
-            return super().run(self._with_declared(tool_input, entry), *args, **kwargs)
+            tool_input = self._with_declared(tool_input, entry)
+            if entry.hold is None:
+                return super().run(tool_input, *args, **kwargs)
+            with entry.hold:
+                return super().run(tool_input, *args, **kwargs)
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
         entry = _take_admission(self)
@@ -118,9 +122,11 @@ class _Guarded(_Base):
         if isinstance(entry, ToolMessage):
             return entry
         with _inside(entry):
-            return await super().arun(
-                self._with_declared(tool_input, entry), *args, **kwargs
-            )
+            tool_input = self._with_declared(tool_input, entry)
+            if entry.hold is None:
+                return await super().arun(tool_input, *args, **kwargs)
+            async with entry.hold:
+                return await super().arun(tool_input, *args, **kwargs)
 
     def _with_declared(self, tool_input: Any, entry: Entry) -> Any:
         """Fill what the schema declares; what a model made up there is dropped."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -262,9 +263,39 @@ def test_refusal_without_a_gate_is_a_result_as_well(
     assert work.done == []
 
 
-def test_a_later_turn_may_ask_again(pocket: PocketAuth, alice: Browser) -> None:
+@pytest.mark.parametrize("where", ["here", "provider"])
+def test_refusal_cools_down_before_it_is_asked_again(
+    make_pocket: Callable[..., PocketAuth], alice: Browser, where: str
+) -> None:
+    """The model's next try in that conversation asks nobody, until the time is up."""
+    pocket, work = make_pocket(decline_cooldown=timedelta(seconds=1)), Work()
+    again = [says(call("look", str(n), text="x")) for n in range(2)]
+    graph, _ = build("create_agent", pocket, [work.tool("look", "acme")], again)
+    paused = ask(graph, SYNC)
+    if where == "provider":
+        alice.visit(the(paused).url, approve=False)
+    unwanted = ["acme"] if where == "here" else []
+    done = run(graph, resume(paused, decline=unwanted), SYNC)
+    assert not pauses(done)
+    refused = [m for m in done["messages"] if m.type == "tool"]
+    assert [m.artifact["errors"] for m in refused] == [["AuthorizationRefused"]] * 2
+
+    elsewhere = ask(graph, SYNC, thread("2"))
+    assert the(elsewhere).provider == "acme"
+
+    time.sleep(1.0)  # the cool-down
+    graph, _ = build("create_agent", pocket, [work.tool("look", "acme")], again[:1])
+    paused = ask(graph, SYNC)
+    alice.visit(the(paused).url)
+    assert not pauses(run(graph, resume(paused), SYNC))
+    assert work.names == ["look"]
+
+
+def test_without_a_cool_down_a_later_turn_may_ask_again(
+    make_pocket: Callable[..., PocketAuth], alice: Browser
+) -> None:
     """A refusal holds for its turn; the next message of the model asks anew."""
-    work = Work()
+    pocket, work = make_pocket(decline_cooldown=timedelta()), Work()
     script = [says(call("look", text="x")), says(call("look", "second", text="x"))]
     graph, _ = build("create_agent", pocket, [work.tool("look", "acme")], script)
     paused = ask(graph, SYNC)

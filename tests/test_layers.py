@@ -17,25 +17,28 @@ NAME = PACKAGE.name
 # module, whose files may import each other.
 LAYERS = """
 _errors
-_models _loop
+_models _loop _cards _history
+_events
 _http _seal _futures
 _catalog
 handlers storage
 _vault _registry
-_refresh
+_refresh _pauses
 _waiting
 _exchange
 _attempts _standing
 _questions
 _engine
-_owner _resume _task
+_task _resume
+_owner
 _steps _scrub
 _tools
 _wrapping _guard
 _gate
 _graph _middleware
 _service _settings
-server
+server _autoresume
+notebook
 _pocket
 testing
 demo
@@ -58,7 +61,9 @@ PLACES = {
     "httpx": "_http testing demo",
     "jinja2": "server",
     "langchain": "_middleware demo",
-    "langgraph": "_gate _graph _guard _middleware _owner _pocket _resume _steps demo",
+    "IPython": "notebook",
+    "langgraph": "_autoresume _gate _graph _guard _middleware _owner _pocket _resume _steps _task demo",
+    "langgraph_sdk": "_task",
     "platformdirs": "_service",
     "pydantic_settings": "_settings",
     "pytest": "testing",

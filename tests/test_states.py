@@ -51,7 +51,7 @@ from langchain_pocket_auth import (
     UnknownProvider,
 )
 from langchain_pocket_auth._catalog import BUNDLED, read_providers
-from langchain_pocket_auth._models import Requirement, find_type, type_name
+from langchain_pocket_auth._models import Requirement, Turn, find_type, type_name
 from langchain_pocket_auth._seal import KeyRing, new_key
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 
@@ -118,7 +118,7 @@ async def test_thirty_conversations_that_pause_at_once_share_one_link(
 
     async def prepare(engine: Any) -> set[str]:
         asked = [
-            engine.prepare(who, Requirement("acme", (f"s{n}",)), turn=f"turn-{n}")
+            engine.prepare(who, Requirement("acme", (f"s{n}",)), turn=Turn(f"t{n}"))
             for n in range(30)
         ]
         return {consent.url for consent in await asyncio.gather(*asked)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -25,6 +26,7 @@ from ._pages import SECURITY_HEADERS, Outcome, page
 logger = logging.getLogger(__name__)
 
 MAX_QUERY_BYTES = 8192
+_CALLBACK = re.compile(r"/auth/([^/]+)/([^/]+)/callback")
 _STATUS = {
     "unknown": 404,
     "expired": 410,
@@ -181,6 +183,35 @@ def query_of(scope: Scope) -> dict[str, str] | None:
     """
     raw: bytes = scope["query_string"]
     scope["query_string"] = b""
+    return _parsed(raw)
+
+
+def callback_of(address: str, base_url: str) -> dict[str, str | None]:
+    """
+    Return what a callback's address says, as `Attempts.answer` takes it.
+
+    Raises:
+        CallbackRefused: It is not the address of one of our callbacks.
+    """
+    try:
+        parts, base = urlsplit(address.strip().strip("\"'<>")), urlsplit(base_url)
+        ours = (parts.scheme, parts.netloc) == (base.scheme, base.netloc)
+    except ValueError:
+        ours = False
+    found = _CALLBACK.fullmatch(parts.path.removeprefix(base.path)) if ours else None
+    query = _parsed(parts.query.encode()) if found else None
+    if found is None or query is None or not query.get("state"):
+        raise CallbackRefused("malformed")
+    return {
+        "uid": query["state"],
+        "handler_name": "-".join(found.groups()),
+        "value": query.get("code"),
+        "error": query.get("error"),
+        "issuer": query.get("iss"),
+    }
+
+
+def _parsed(raw: bytes) -> dict[str, str] | None:
     if len(raw) > MAX_QUERY_BYTES:
         return None
     try:

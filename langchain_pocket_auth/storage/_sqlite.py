@@ -53,7 +53,8 @@ class SQLiteFile:
             )
         async with AsyncExitStack() as stack:
             with _outages():
-                _create_privately(self._path)
+                # A thread: LangGraph servers refuse file access on any loop.
+                await asyncio.to_thread(_create_privately, self._path)
                 engine = create_async_engine(
                     URL.create("sqlite+aiosqlite", database=str(self._path)),
                     poolclass=NullPool,  # two connections are held instead

@@ -1,0 +1,146 @@
+"""What happens to connections and paused runs, told to apps that want to know."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from ._models import Owner, SessionKey
+
+logger = logging.getLogger(__name__)
+
+EventType: TypeAlias = Literal[
+    "connected",
+    "declined",
+    "expired",
+    "refreshed",
+    "revoked",
+    "needs_reconnect",
+    "required",
+    "resumed",
+    "superseded",
+    "not_resumed",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """
+    Something that happened to a connection or to a paused run.
+
+    Attributes:
+        type: `connected`: a person agreed. `declined`: a person said no, at the
+            provider or in the chat. `expired`: a connect link that this process made
+            ran out unused. `refreshed`: a token was renewed. `revoked`: a connection
+            was deleted here. `needs_reconnect`: it cannot be renewed any more, the
+            next use asks the person. `required`: a run that must not ask lacks it.
+            Of `auto_resume`: `resumed`, a paused run was continued; `superseded`,
+            it had been already, or newer input came; `not_resumed`, it could not
+            be, see `reason`.
+        owner: Whose connection.
+        provider: The provider's id.
+        profile: Which account of the owner.
+        handler: The handler's name.
+        scopes: What was asked for, granted, or is missing.
+        thread_ids: The conversations that wait for it, or the one it happened in.
+        reason: One sentence, where there is something to explain; no secret.
+    """
+
+    type: EventType
+    owner: Owner
+    provider: str
+    profile: str = "default"
+    handler: str | None = None
+    scopes: tuple[str, ...] = ()
+    thread_ids: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @classmethod
+    def at(cls, key: SessionKey, event: EventType, **more: Any) -> Event:
+        """Make an event of the connection at *key*."""
+        return cls(
+            type=event,
+            owner=key.owner,
+            provider=key.provider,
+            profile=key.profile,
+            handler=key.connection.partition("?")[0],
+            **more,
+        )
+
+
+Subscriber: TypeAlias = Callable[[Event], Awaitable[None] | None]
+Tell: TypeAlias = Callable[[Event], None]
+
+
+class Events:
+    """Calls subscribers, in order, and never in the way of what happened."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[tuple[Subscriber, asyncio.AbstractEventLoop | None]]
+        self._subscribers = []
+        self._thread: ThreadPoolExecutor | None = None
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """
+        Call *callback* with every event from now on.
+
+        A coroutine function runs on the loop it was subscribed on; any other
+        callback, and one whose loop is closed, in a thread of its own.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        loop = None
+        if inspect.iscoroutinefunction(callback):
+            with suppress(RuntimeError):
+                loop = asyncio.get_running_loop()
+        entry = (callback, loop)
+        self._subscribers.append(entry)
+
+        def unsubscribe() -> None:
+            with suppress(ValueError):
+                self._subscribers.remove(entry)
+
+        return unsubscribe
+
+    def tell(self, event: Event) -> None:
+        """Tell all subscribers; returns at once."""
+        for callback, loop in list(self._subscribers):
+            with suppress(RuntimeError):  # the loop is being closed
+                if loop is not None and not loop.is_closed():
+                    # In a context of its own: what a subscriber starts is no part of
+                    # the run that something happened in.
+                    inside = Context().run
+                    called = _called(callback, event)
+                    inside(asyncio.run_coroutine_threadsafe, called, loop)
+                    continue
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "pocket-auth-events")
+            self._thread.submit(_run, callback, event)
+
+    def close(self) -> None:
+        """Let what was told be heard; nothing more is."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(wait=False)
+
+
+def _run(callback: Subscriber, event: Event) -> None:
+    asyncio.run(_called(callback, event))
+
+
+async def _called(callback: Subscriber, event: Event) -> None:
+    try:
+        done = callback(event)
+        if inspect.isawaitable(done):
+            await done
+    except Exception as error:  # noqa: BLE001 - an app's own
+        # Not the text: it is of somebody else.
+        logger.warning("a subscriber failed with %s", type(error).__name__)
