@@ -66,11 +66,16 @@ class Paused:
         return self.pause.waits_for[0].target.session_key().owner
 
     @property
+    def interrupt_id(self) -> str:
+        """What the answer is addressed to."""
+        return self.pause.interrupt_ids[-1]
+
+    @property
     def answer(self) -> dict[str, Any]:
         """A wake-up for each question; the store decides."""
         keys = [waited.future_id for waited in self.pause.waits_for]
         responses = {key: {"action": "accept"} for key in keys}
-        return {self.pause.interrupt_id or "": {"responses": responses}}
+        return {self.interrupt_id: {"responses": responses}}
 
 
 class Target(Protocol):
@@ -113,12 +118,12 @@ class Resumer:
     async def _resume(self, name: str) -> None:
         pauses = await self._service.call(_pauses)
         pause = await pauses.final(name)
-        if pause is None or not (pause.interrupt_id and pause.thread_id):
+        if pause is None or not (pause.interrupt_ids and pause.thread_id):
             return
         paused = Paused(pause, pauses.remembered(name))
         if not self._target.is_mine(paused):
             return
-        claim, holder = f"resume:{pause.interrupt_id}", secrets.token_hex(8)
+        claim, holder = f"resume:{paused.interrupt_id}", secrets.token_hex(8)
         if not await pauses.claim(name, claim, holder):
             return  # another callback, or another process, is at it
         reason: str | None = None
@@ -229,13 +234,14 @@ class LocalGraph:
         snapshot = await self._read(
             self._graph.aget_state, self._graph.get_state, self._config(paused.pause)
         )
+        # Checkpoint ids are in the order of time.
         found = snapshot.config["configurable"].get("checkpoint_id") or ""
-        if paused.pause.interrupt_id not in {i.id for i in snapshot.interrupts}:
-            # Checkpoint ids are in the order of time. In the pause's own, the interrupt
-            # will be written in a moment; with durability="exit", the checkpoint too.
-            newer = found > (paused.pause.checkpoint_id or "")
-            alive = paused.memory is not None
-            return _State.GONE if newer or not alive else _State.BUSY
+        pausing = paused.pause.checkpoint_id or ""
+        pending = paused.interrupt_id in {i.id for i in snapshot.interrupts}
+        if not pending and found > pausing:
+            return _State.GONE
+        if not pending and found < pausing:  # with durability="exit" it is yet to come
+            return _State.BUSY if paused.memory is not None else _State.GONE
         open_tasks = {
             task.id
             for task in snapshot.tasks
@@ -245,7 +251,9 @@ class LocalGraph:
             saver = self._graph.checkpointer
             saved = await self._read(saver.aget_tuple, saver.get_tuple, snapshot.config)
             open_tasks -= {task for task, *_ in saved.pending_writes or ()}
-        return _State.BUSY if open_tasks else _State.PENDING
+        if open_tasks:
+            return _State.BUSY
+        return _State.PENDING if pending else _State.GONE
 
     async def go_on(self, paused: Paused) -> tuple[Any, dict[str, Any]]:
         """Resume, by id and strictly: what is not pending any more is an error."""
@@ -308,16 +316,18 @@ class Server:
 
     async def look(self, paused: Paused) -> _State:
         """Ask for the thread's status, then for what it waits for."""
-        found: _State = await self._as_owner(paused, self._look)
+        found: _State = await self._as_owner(paused, self._look, paused.interrupt_id)
         return found
 
-    async def _look(self, pause: Pause, more: dict[str, Any]) -> _State:
+    async def _look(
+        self, pause: Pause, more: dict[str, Any], interrupt_id: str
+    ) -> _State:
         thread = await self._client.threads.get(pause.thread_id, **more)
         if thread["status"] == "busy":
             return _State.BUSY
         state = await self._client.threads.get_state(pause.thread_id, **more)
         pending = {interrupt["id"] for interrupt in state.get("interrupts") or ()}
-        return _State.PENDING if pause.interrupt_id in pending else _State.GONE
+        return _State.PENDING if interrupt_id in pending else _State.GONE
 
     async def go_on(self, paused: Paused) -> tuple[Any, dict[str, Any]]:
         """Create a run, unless the thread has one; returns what was created."""

@@ -152,8 +152,9 @@ class _Visit:
 
     def _replay(self, call: GuardedCall) -> Steps[None]:
         """Take the answers to the pauses that this call made before."""
-        call.drop_stale_answer()
-        counts: Mapping[str, int] = yield self.desk.pause_counts(call.task)
+        counts: Mapping[str, int]
+        counts, ours = yield self.desk.pauses_of(call.task)
+        call.drop_stale_answers(ours)
         count = counts.get(str(call.ordinal), 0)
         self.answers = take(count)
         if len(self.answers) < count:

@@ -35,10 +35,10 @@ class Pauses:
         self._vault, self._keep = vault, keep
         self._remembered: OrderedDict[str, Resumption] = OrderedDict()
 
-    async def counts(self, task: str) -> dict[str, int]:
-        """Return how often the guarded calls of a task have paused, by ordinal."""
+    async def get(self, task: str) -> Pause:
+        """Return what is known of a task's pauses."""
         stored = await self._get(task)
-        return dict(stored.entry.counts) if stored else {}
+        return stored.entry if stored else Pause()
 
     async def recount(self, task: str, ordinal: int, count: int) -> None:
         """Correct the count of a guarded call."""
@@ -63,7 +63,6 @@ class Pauses:
             counted: Ordinal and count of a guarded call that pauses by itself.
         """
         update: dict[str, Any] = {
-            "interrupt_id": interrupt_id,
             "claims": {},  # whoever went on has come to this pause
             "waits_for": [
                 Waited(target=Pointer.to(c.place), future_id=c.key) for c in consents
@@ -79,7 +78,7 @@ class Pauses:
             self._remembered[task] = resumption
             while len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
-        await self._change(task, update, counted=counted)
+        await self._change(task, update, raised=interrupt_id, counted=counted)
 
     def remembered(self, task: str) -> Resumption | None:
         """Return how a run that paused in this process can be continued."""
@@ -160,6 +159,7 @@ class Pauses:
         task: str,
         update: dict[str, Any] | None = None,
         *,
+        raised: str | None = None,
         counted: tuple[int, int] | None = None,
     ) -> None:
         for _ in range(CAS_TRIES):
@@ -168,7 +168,9 @@ class Pauses:
             counts = dict(entry.counts)
             if counted is not None:
                 counts[str(counted[0])] = counted[1]
-            changed = {**(update or {}), "counts": counts}
+            ids = [i for i in entry.interrupt_ids if i != raised]
+            ids += [raised] if raised else []
+            changed = {**(update or {}), "counts": counts, "interrupt_ids": ids}
             if await self._save(task, stored, entry, changed):
                 return
         raise StorageError("a pause could not be written down: too many writers")

@@ -653,7 +653,9 @@ class PocketAuth:
 
         if self._server is None or self._server.generation != LOOP.generation:
             routes = make_router(self._service, self._routers, self._app_name)
-            self._server = BackgroundServer(self.base_url, routes, LOOP.generation)
+            self._server = BackgroundServer(
+                self.base_url, routes, LOOP.generation, self._service.store
+            )
         await self._server.start()
 
 

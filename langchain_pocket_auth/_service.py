@@ -133,6 +133,13 @@ class Service:
                 self._opened = None  # the next call tries again
             raise
 
+    @property
+    def store(self) -> object:
+        """What is equal for services of one store; `None`: shared with nobody."""
+        if self._storage == "memory://":
+            return None
+        return "the user's own" if self._storage is None else self._storage
+
     async def _open(self) -> Engine:
         storage, keys = self._storage, self._keys
         if storage is None:
@@ -265,9 +272,10 @@ class Service:
         """Tell the app what happened."""
         self.events.tell(event)
 
-    async def pause_counts(self, task: str) -> Mapping[str, int]:
-        """How often guarded calls of a task have paused, by ordinal."""
-        return await (await self._engine()).pauses.counts(task)
+    async def pauses_of(self, task: str) -> tuple[Mapping[str, int], list[str]]:
+        """How often a task's guarded calls have paused, and the interrupts' ids."""
+        pause = await (await self._engine()).pauses.get(task)
+        return pause.counts, pause.interrupt_ids
 
     async def recount(self, task: str, ordinal: int, count: int) -> None:
         """Correct how often a guarded call has paused."""

@@ -46,8 +46,8 @@ class Desk(Protocol):
     def tell(self, event: Event) -> None:
         """Tell the app what happened."""
 
-    async def pause_counts(self, task: str) -> Mapping[str, int]:
-        """How often guarded calls of a task have paused, by ordinal."""
+    async def pauses_of(self, task: str) -> tuple[Mapping[str, int], list[str]]:
+        """How often a task's guarded calls have paused, and the interrupts' ids."""
 
     async def recount(self, task: str, ordinal: int, count: int) -> None:
         """Correct how often a guarded call has paused."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp
+from langgraph.types import _interrupt_id
 
 from ._errors import ConfigurationError, PocketAuthError
 from ._models import Resumption
@@ -67,6 +68,8 @@ class _Execution:
 _executions: WeakKeyDictionary[Callable[..., Any], dict[Any, _Execution]]
 _executions = WeakKeyDictionary()
 _executions_lock = threading.Lock()
+_cleaned: WeakSet[Callable[..., Any]] = WeakSet()
+"""Task runs whose answers were looked through; retries share what is left."""
 
 
 def _execution(scratchpad: Any) -> _Execution:
@@ -120,18 +123,30 @@ class GuardedCall:
             or self._scratchpad.get_null_resume(False) is not None
         )
 
-    def drop_stale_answer(self) -> None:
+    def drop_stale_answers(self, ours: Collection[str]) -> None:
         """
-        Forget an answer by value that an earlier run was given.
+        Forget answers that are not to what the task asks next.
 
-        LangGraph keeps it until the task has ended: in a run that is resumed by id,
-        or started again without input, it would give it, perhaps the answer to our
-        pause, to the next `interrupt()`.
+        One by value that an earlier run was given: LangGraph keeps it until the task
+        has ended, and would give it, in a run that is resumed by id or started again
+        without input, to the next `interrupt()`. And one by id that comes a second
+        time: LangGraph gives what is addressed to a task's first interrupt to any
+        later one, too. Where the first was *ours*, that must approve nothing.
         """
+        by_id = self._config["configurable"].get(_RESUME_MAP)
         loop = _loop(self._config)
         without_input = loop is not None and not loop.is_nested and loop.input is None
-        if without_input or self._config["configurable"].get(_RESUME_MAP):
+        if without_input or by_id:
             self._scratchpad.get_null_resume(True)
+        if by_id and self._scratchpad.get_null_resume not in _cleaned:
+            _cleaned.add(self._scratchpad.get_null_resume)
+            namespace = self._config["configurable"]["checkpoint_ns"]
+            answers = self._scratchpad.resume
+            last = _interrupt_id(namespace, len(answers) - 1)
+            if len(answers) > 1 and last not in by_id:
+                first = _interrupt_id(namespace, 0)
+                if first in by_id and first in ours:
+                    answers.pop()
 
     @property
     def may_pause(self) -> bool:

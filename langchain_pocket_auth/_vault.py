@@ -243,8 +243,8 @@ class Pause(_Entry):
 
     counts: dict[str, int] = Field(default_factory=dict)
     """How often the task's guarded calls have paused, by ordinal."""
-    interrupt_id: str | None = None
-    """The last interrupt that it raised for us."""
+    interrupt_ids: list[str] = Field(default_factory=list)
+    """The interrupts that it raised for us; the last is the open one."""
     thread_id: str | None = None
     checkpoint_id: str | None = None
     nodes: list[str] = Field(default_factory=list)

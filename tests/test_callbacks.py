@@ -28,9 +28,15 @@ from support import (
     outcome_of,
     query_of,
     state,
+    token,
 )
 
-from langchain_pocket_auth import CallbackServerError, PocketAuth
+from langchain_pocket_auth import (
+    CallbackServerError,
+    PocketAuth,
+    ProviderUnavailable,
+)
+from langchain_pocket_auth._http import Http
 from langchain_pocket_auth.server._pages import SECURITY_HEADERS
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, LeakWatch
 
@@ -628,3 +634,60 @@ async def test_no_access_log_shows_a_code(
     watch.assert_clean([*secret, *server.issued_access_tokens])
     if mounted:
         assert any("/auth/acme/oauth2/callback" in text for text in watch.collected)
+
+
+async def test_proxy_of_the_environment_is_not_asked_for_this_machine(
+    pocket: PocketAuth, alice: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is elsewhere is reached through it; a provider on loopback directly."""
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
+        host, port = listening.sockets[0].getsockname()
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            value = "" if name == "NO_PROXY" else f"http://{host}:{port}"
+            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name.lower(), value)
+        await connect(pocket, alice, "read")
+        http = Http()
+        for place in ("127.0.0.1", "localhost", "[::1]"):
+            with pytest.raises(ProviderUnavailable):
+                await http.post(f"http://{place}:{free_port()}", provider="p", data={})
+        assert asked == []
+        with pytest.raises(ProviderUnavailable):
+            await http.post("http://elsewhere.example/", provider="p", data={})
+        await http.close()
+    assert asked == [b"POST http://elsewhere.example/ HTTP/1.1\r\n"]
+
+
+async def test_newer_pocket_of_the_same_store_takes_the_port_over(
+    make_pocket: Callable[..., PocketAuth], alice: Browser, tmp_path: Path
+) -> None:
+    """A notebook cell may be run again; links that are out still work."""
+    settings = {"storage": f"sqlite:///{tmp_path}/sessions.db", "keys": KEYS}
+    old = make_pocket(**settings)
+    url = await link(old, "read")
+    new = make_pocket(base_url=old.base_url, **settings)
+    assert await link(new, "read") == url
+    assert (await alice.avisit(url)).status_code == 200
+    assert (await token(old, "read")).access_token
+    assert await link(old, "write")  # the older one lets the newer one serve
+    await new.aclose()
+    page = await alice.avisit(await link(old, "write"))
+    assert page.status_code == 200
+    assert (await token(old, "write")).access_token
+
+
+async def test_pocket_of_another_store_does_not_take_the_port_over(
+    make_pocket: Callable[..., PocketAuth],
+) -> None:
+    """Its links would lead nowhere: the error names what to close."""
+    old = make_pocket()
+    await link(old, "read")
+    with pytest.raises(CallbackServerError, match=r"pocket\.close"):
+        await link(make_pocket(base_url=old.base_url), "read")

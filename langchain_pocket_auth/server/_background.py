@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,13 +21,30 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 STOP_LIMIT_S = 3.0
+_ages = count()
+_latest: WeakValueDictionary[str, BackgroundServer] = WeakValueDictionary()
 
 
 class BackgroundServer:
-    """Serves the routes at the host and port of `base_url`, until stopped."""
+    """
+    Serves the routes at the host and port of `base_url`, until stopped.
 
-    def __init__(self, base_url: str, routes: APIRouter, generation: int) -> None:
+    A newer one of this process with the same *store* takes the port over: a notebook
+    cell that makes a `PocketAuth` is run again. Links of the older one still work,
+    because the store has them.
+
+    Args:
+        base_url: Where to listen.
+        routes: What to serve.
+        generation: The background loop's.
+        store: What is equal for pockets of one store; `None`: shared with nobody.
+    """
+
+    def __init__(
+        self, base_url: str, routes: APIRouter, generation: int, store: object
+    ) -> None:
         self._base_url, self._routes, self.generation = base_url, routes, generation
+        self._store, self._age = store, next(_ages)
         self._server: uvicorn.Server | None = None
         self._starting = asyncio.Lock()
 
@@ -39,12 +58,24 @@ class BackgroundServer:
                 there would receive the codes.
         """
         async with self._starting:
-            if self._server is None or not self._serving(self._server):
-                self._server = await self._started()
+            if self._is_serving:
+                return
+            other = _latest.get(self._base_url)
+            if other and other._is_serving and self._shares_with(other):  # noqa: SLF001
+                if other._age > self._age:  # noqa: SLF001 - of the same class
+                    return  # it serves what we would
+                await other.stop()
+            self._server = await self._started()
+            _latest[self._base_url] = self
 
-    @staticmethod
-    def _serving(server: uvicorn.Server) -> bool:
-        return all(listener.is_serving() for listener in server.servers)
+    @property
+    def _is_serving(self) -> bool:
+        server = self._server
+        return server is not None and all(s.is_serving() for s in server.servers)
+
+    def _shares_with(self, other: BackgroundServer) -> bool:
+        mine = (self.generation, self._store)
+        return self._store is not None and mine == (other.generation, other._store)
 
     async def _started(self) -> uvicorn.Server:
         import uvicorn
@@ -91,7 +122,8 @@ class BackgroundServer:
             listener.close()
             raise CallbackServerError(
                 f"the callback server cannot listen at {host}:{port} "
-                f"({error.strerror}): end what uses that port, set base_url "
+                f"({error.strerror}): end what uses that port (an older PocketAuth "
+                "of this process: pocket.close()), set base_url "
                 "(POCKET_AUTH_BASE_URL) to another that is registered as redirect "
                 "URI, or mount pocket.router in your own app"
             ) from error
