@@ -62,6 +62,7 @@ class Attempts:
     async def close(self) -> None:
         """Let the exchanges that run end."""
         await self._exchanges.close()
+        self._waiting.close()
 
     async def wait(self, future: Stored[Future], timeout_s: float) -> None:
         """Return when *future* has changed, or soon: then look again."""
@@ -230,6 +231,9 @@ class Attempts:
                 raise CallbackRefused("replayed")
             if attempt.status == "failed":
                 raise _refusal(attempt, error)
+            if attempt.status == "denied":
+                # Whoever was first may not have come so far yet.
+                await self._waiting.end(attempt, "denied")
             if attempt.status != "exchanging":
                 ticket = await self._exchanges.ticket_of(attempt)
                 return Result("again", ticket)

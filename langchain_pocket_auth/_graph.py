@@ -1,14 +1,15 @@
-"""The gate as a node of a hand-built graph."""
+"""The gate in hand-built graphs: as a node, and as tasks of the functional API."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
+from langgraph.func import task
 from langgraph.types import Command, Send
 
 from ._errors import ConfigurationError
@@ -17,6 +18,9 @@ from ._owner import run_info
 from ._steps import Desk
 from ._task import open_calls
 from ._tools import Hold, is_guarded
+
+if TYPE_CHECKING:
+    from langgraph.pregel._call import SyncAsyncFuture
 
 
 class GateNode:
@@ -63,6 +67,28 @@ class GateNode:
             update={self._messages_key: errors} if errors else None,
             goto=sends or self._then,
         )
+
+
+class GateTasks:
+    """
+    The gate for the functional API: two tasks, one to call and one to await.
+
+    Both take the messages up to the model's answer, pause once for all that its tool
+    calls need, and return an error result for each call that must not be run.
+    """
+
+    check: Callable[[list[Any]], SyncAsyncFuture[list[ToolMessage]]]
+    acheck: Callable[[list[Any]], SyncAsyncFuture[list[ToolMessage]]]
+
+    def __init__(self, gate: Gate) -> None:
+        def authorize(messages: list[Any]) -> list[ToolMessage]:
+            return gate.check(messages, ensure_config())
+
+        async def aauthorize(messages: list[Any]) -> list[ToolMessage]:
+            return await gate.acheck(messages, ensure_config())
+
+        # Tasks of their own: a gate takes all answers that its task is given.
+        self.check, self.acheck = task(authorize), task(aauthorize)
 
 
 def guard_others(tool_node_kwargs: dict[str, Any], desk: Desk) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    HumanMessage,
+    ToolCall,
+    ToolMessage,
+)
 
 _TEXT = (
     "No result: the user wrote again while this call was waiting, so it was given up. "
@@ -26,24 +32,30 @@ def answer_open_calls(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
         A new list; with the same messages, where none is open. Calling it again
         changes nothing.
     """
-    answered = {m.tool_call_id for m in messages if isinstance(m, ToolMessage)}
-    last_human = max(
-        (n for n, m in enumerate(messages) if isinstance(m, HumanMessage)), default=-1
-    )
     complete: list[AnyMessage] = []
-    for n, message in enumerate(messages):
+    # From the end, as only what stands behind a message answers its calls.
+    answered: set[str] = set()
+    given_up = False
+    for message in reversed(messages):
+        given_up = given_up or isinstance(message, HumanMessage)
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        if isinstance(message, AIMessage):
+            open_calls = [c for c in message.tool_calls if c["id"] not in answered]
+            if given_up:
+                complete += [_given_up(message, call) for call in reversed(open_calls)]
+            answered.clear()
         complete.append(message)
-        if n < last_human and isinstance(message, AIMessage):
-            complete += [
-                ToolMessage(
-                    _TEXT,
-                    # The same each time, so that a checkpoint keeps one.
-                    id=f"{message.id or 'message'}-{call['id']}",
-                    name=call["name"],
-                    tool_call_id=call["id"] or "",
-                    status="error",
-                )
-                for call in message.tool_calls
-                if call["id"] not in answered
-            ]
+    complete.reverse()
     return complete
+
+
+def _given_up(message: AIMessage, call: ToolCall) -> ToolMessage:
+    return ToolMessage(
+        _TEXT,
+        # The same each time, so that a checkpoint keeps one.
+        id=f"{message.id or 'message'}-{call['id']}",
+        name=call["name"],
+        tool_call_id=call["id"] or "",
+        status="error",
+    )

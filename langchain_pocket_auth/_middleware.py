@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
@@ -33,6 +33,39 @@ Requirements = tuple[Requirement, ...]
 Stored = dict[str, list[dict[str, Any]]]
 
 _KEPT = 1024  # tools whose annotations are known; an agent may make new ones per call
+
+
+@dataclass
+class _ToolCall(ToolCallRequest):
+    """
+    A request whose tool is guarded, also one that a middleware behind us names.
+
+    `override` makes a request anew, of the same class.
+    """
+
+    guard_of: Callable[[BaseTool], BaseTool] = field(kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.tool is not None:
+            # Assignment would warn.
+            object.__setattr__(self, "tool", self.guard_of(self.tool))
+
+
+@dataclass(init=False)
+class _ModelCall(ModelRequest[Any]):
+    """A request that tells of the tools that middlewares behind us put into it."""
+
+    seen: list[Any] = field(default_factory=list)
+
+    def __init__(self, *, seen: list[Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        object.__setattr__(self, "seen", seen)  # assignment would warn
+        seen.extend(self.tools)
+
+    @classmethod
+    def of(cls, request: ModelRequest[Any]) -> _ModelCall:
+        known = {f.name: getattr(request, f.name) for f in fields(ModelRequest)}
+        return cls(seen=[], **known)
 
 
 class PocketAuthState(AgentState[Any]):
@@ -74,9 +107,11 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
 
     # -- what there is to check: told with every model call, kept in private state
 
-    def _remembered(self, request: ModelRequest[Any]) -> Command[Any] | None:
-        tools = [self._guard_of(t) for t in request.tools if isinstance(t, BaseTool)]
-        needs = {**self._listed, **_needs_by_name(tools)}
+    def _remembered(self, request: _ModelCall) -> Command[Any] | None:
+        # Of several with one name the last one counts: it took the others' place.
+        tools = {t.name: t for t in request.seen if isinstance(t, BaseTool)}
+        listed = {n: r for n, r in self._listed.items() if n not in tools}
+        needs = listed | _needs_by_name(map(self._guard_of, tools.values()))
         stored = {name: list(map(_stored, needs[name])) for name in sorted(needs)}
         if stored == (request.state.get("pocket_auth_needs") or {}):
             return None
@@ -88,8 +123,9 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> Any:
         """Learn the tools of this call."""
-        command = self._remembered(request)
-        return _extended(handler(request), command)
+        call = _ModelCall.of(request)
+        response = handler(call)
+        return _extended(response, self._remembered(call))
 
     async def awrap_model_call(
         self,
@@ -97,8 +133,9 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> Any:
         """Learn the tools of this call."""
-        command = self._remembered(request)
-        return _extended(await handler(request), command)
+        call = _ModelCall.of(request)
+        response = await handler(call)
+        return _extended(response, self._remembered(call))
 
     # -- what was typed during a pause
 
@@ -139,10 +176,13 @@ class PocketAuthMiddleware(AgentMiddleware[PocketAuthState, Any]):
     # -- the tools themselves
 
     def _with_guard(self, request: ToolCallRequest) -> ToolCallRequest:
-        if request.tool is None:
-            return request
-        twin = self._guard_of(request.tool)
-        return request if twin is request.tool else request.override(tool=twin)
+        return _ToolCall(
+            tool_call=request.tool_call,
+            tool=request.tool,
+            state=request.state,
+            runtime=request.runtime,
+            guard_of=self._guard_of,
+        )
 
     def wrap_tool_call(
         self,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from ._autoresume import Headers, OnResult
     from ._events import Subscriber
+    from ._graph import GateTasks
     from ._middleware import PocketAuthMiddleware
     from ._settings import ClientLike
     from .server import BackgroundServer
@@ -261,13 +262,8 @@ class PocketAuth:
 
         from ._graph import GateNode, guard_others
 
-        guarded = self.wrap(list(tools))
-        needs = {t.name: guarded_needs(t) for t in guarded if is_guarded(t)}
-        gate = Gate(
-            self._service, lambda n: needs[n].requirements if n in needs else ()
-        )
-        run = f"{name}_run"
-        if len(needs) < len(guarded):
+        guarded, gate, run = self.wrap(list(tools)), self._gate(tools), f"{name}_run"
+        if not all(map(is_guarded, guarded)):
             guard_others(tool_node_kwargs, self._service)
         node = GateNode(
             gate, builder, name=name, tools=run, then=then, messages_key=messages_key
@@ -276,6 +272,29 @@ class PocketAuth:
         tool_node = ToolNode(guarded, messages_key=messages_key, **tool_node_kwargs)
         builder.add_node(run, tool_node)
         builder.add_edge(run, then)
+
+    def gate(self, tools: Sequence[BaseTool]) -> GateTasks:
+        """
+        Return the gate for the functional API, where each tool call is a task.
+
+        ```python
+        gate = pocket.gate(tools)
+        refused = await gate.acheck(messages)  # in an entrypoint; sync: gate.check
+        ```
+        One pause for all that the calls of the last message need; an error result for
+        each that must not be run, which goes to the model as it is.
+
+        Args:
+            tools: All of the agent's; the tasks run those of `pocket.wrap(tools)`.
+        """
+        from ._graph import GateTasks
+
+        return GateTasks(self._gate(tools))
+
+    def _gate(self, tools: Sequence[BaseTool]) -> Gate:
+        guarded = filter(is_guarded, self.wrap(list(tools)))
+        needs = {tool.name: guarded_needs(tool).requirements for tool in guarded}
+        return Gate(self._service, lambda name: needs.get(name, ()))
 
     # ------------------------------------------------------------ what happens, waiting
 

@@ -212,17 +212,31 @@ def _interrupts_of(source: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [("", source)]
     if "value" in source and ("id" in source or "interrupt_id" in source):
         return [(source.get("id") or source["interrupt_id"], source["value"])]
-    found = [
-        part
-        for key in ("__interrupt__", "interrupts", "tasks")
-        for part in _interrupts(_listed(source.get(key)))
-    ]
+    if "__interrupt__" in source or "messages" in source:
+        # A state: its other fields are the app's, whatever they are called.
+        keys: tuple[str, ...] = ("__interrupt__",)
+    else:
+        keys = ("interrupts", "tasks")
+    found = [part for key in keys for part in _interrupts(_listed(source.get(key)))]
+    found += _interrupts(_wrapped(source))
     return list({json.dumps(part, default=str): part for part in found}.values())
+
+
+def _wrapped(source: Mapping[str, Any]) -> Any:
+    """Return what a chunk wraps: of version 2, of mode "debug", or an event's."""
+    if {"type", "ns", "data"} <= source.keys():
+        return [source["data"], source.get("interrupts")]
+    if {"type", "step", "payload"} <= source.keys():
+        return source["payload"]
+    if {"event", "data"} <= source.keys() and isinstance(source["data"], Mapping):
+        return source["data"].get("chunk")
+    return None
 
 
 def _listed(value: Any) -> list[Any] | None:
     if isinstance(value, Mapping):  # `langgraph_sdk`: {task id: [interrupts]}
-        return [entry for entries in value.values() for entry in entries]
+        lists = [v for v in value.values() if isinstance(v, (list, tuple))]
+        return [entry for entries in lists for entry in entries]
     return list(value) if isinstance(value, (list, tuple)) else None
 
 

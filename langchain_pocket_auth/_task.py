@@ -367,8 +367,11 @@ def _is_json(value: Any) -> bool:
 
 def open_calls(messages: list[Any]) -> list[dict[str, Any]]:
     """Return the tool calls of the last AIMessage that have no answer yet."""
+    # Only what stands behind it answers them: some models count calls anew each turn.
+    answered: set[str] = set()
     for message in reversed(messages):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
         if isinstance(message, AIMessage):
-            answered = {m.tool_call_id for m in messages if isinstance(m, ToolMessage)}
             return [dict(c) for c in message.tool_calls if c["id"] not in answered]
     return []

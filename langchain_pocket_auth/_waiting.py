@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from ._errors import CallbackRefused
+from ._errors import CallbackRefused, StorageUnavailable
 from ._models import SessionKey
 from ._vault import (
     ATTEMPT_TTL,
@@ -33,6 +33,13 @@ class Waiting:
     ) -> None:
         self._vault, self._ended = vault, ended
         self._events: dict[str, set[asyncio.Event]] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Wake all who wait: what they wait for cannot come here any more."""
+        self._closed = True
+        for name in self._events:
+            self._wake(name)
 
     async def of(self, attempt: Attempt) -> Stored[Future] | None:
         """Return the future at an attempt's place; perhaps a newer question."""
@@ -72,6 +79,8 @@ class Waiting:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(timeout_s, LOOK_AGAIN_S)):
                     await event.wait()
+            if self._closed:
+                raise StorageUnavailable("this PocketAuth was closed meanwhile")
         finally:
             self._events[name].discard(event)
             if not self._events[name]:

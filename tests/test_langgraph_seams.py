@@ -128,6 +128,85 @@ def test_loop_of_a_task_shows_its_own_checkpointer_and_input(
     assert [value is None for value in inputs] == [False, False, True]
 
 
+def starting(child: Any, config: Any, mode: str) -> Any:
+    """Return a node that starts a child graph by its code."""
+    if mode == SYNC:
+        return lambda _: child.invoke(GO, config)
+
+    async def start(state: Any) -> Any:
+        return await child.ainvoke(GO, config)
+
+    return start
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("own", [None, {"user": "bob"}, {"thread_id": "own"}])
+def test_what_a_task_starts_is_told_from_what_it_is_part_of(
+    mode: str, own: dict[str, str] | None
+) -> None:
+    """
+    A child's `loop.config` leads to its parent's loop; with a thread id it does not.
+
+    Then it has no parent, and `metadata["langgraph_triggers"]` of the task that
+    started it: a tuple, and not yet overwritten with those of its own tasks.
+    """
+    seen: list[Any] = []
+    child = entering(seen).compile(checkpointer=InMemorySaver())
+    middle = StateGraph(State)
+    middle.add_node("child", child)
+    middle.add_edge(START, "child")
+    builder = StateGraph(State)
+    config = {"configurable": own} if own else None
+    builder.add_node("node", starting(middle.compile(checkpointer=None), config, mode))
+    builder.add_edge(START, "node")
+    mine = {"configurable": {"thread_id": "1", "user": "ann"}, "metadata": {"a": 1}}
+    run(builder.compile(checkpointer=InMemorySaver()), GO, mode, mine)
+    [found] = seen
+    root = _task._root({"configurable": found})
+    assert root is not None, "a child's loop does not lead to its parent's any more"
+    assert root.is_nested is False
+    apart = own == {"thread_id": "own"}
+    expected = own if apart else mine["configurable"]
+    known = {k: root.config["configurable"].get(k) for k in ("thread_id", "user")}
+    assert {k: v for k, v in known.items() if v} == expected
+    triggers = root.config["metadata"].get("langgraph_triggers")
+    assert isinstance(triggers, tuple) is apart, f"a child is started with {triggers}"
+    assert root.config["metadata"]["a"] == 1, "metadata are not handed down any more"
+    assert _task.detached({"configurable": found}) is apart
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_runtime_is_in_the_config(mode: str) -> None:
+    """`__pregel_runtime` of the root loop has the context that the app gave."""
+    seen: list[Any] = []
+    child = entering(seen).compile()
+    child.context_schema = dict
+    start = {
+        SYNC: lambda _: child.invoke(GO, context={"user": "bob"}),
+        ASYNC: lambda _: child.ainvoke(GO, context={"user": "bob"}),
+    }[mode]
+
+    def node(state: Any) -> Any:
+        return start(state)
+
+    async def anode(state: Any) -> Any:
+        return await start(state)
+
+    builder = StateGraph(State, context_schema=dict)
+    builder.add_node("node", node if mode == SYNC else anode)
+    builder.add_edge(START, "node")
+    graph, context = builder.compile(), {"user": "ann"}
+    if mode == SYNC:
+        graph.invoke(GO, context=context)
+    else:
+        asyncio.run(graph.ainvoke(GO, context=context))
+    [found] = seen
+    mine = _task.runtime_of({"configurable": found})
+    roots = _task.runtime_of(_task.root_config({"configurable": found}))
+    assert mine.context == {"user": "bob"}, "a child has no context of its own"
+    assert roots.context == {"user": "ann"}, "the root's run time is kept elsewhere"
+
+
 @pytest.mark.parametrize("saver", [None, InMemorySaver()], ids=["none", "memory"])
 def test_checkpointer_is_in_the_config(saver: Any) -> None:
     """`__pregel_checkpointer`: without one a pause is refused."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,8 +22,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 STOP_LIMIT_S = 3.0
+_listening: WeakSet[socket.socket] = WeakSet()
 _ages = count()
 _latest: WeakValueDictionary[str, BackgroundServer] = WeakValueDictionary()
+
+
+def _let_go() -> None:
+    # What a forked child inherits and does not serve would keep the port.
+    for listener in list(_listening):
+        listener.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class BackgroundServer:
@@ -128,6 +140,7 @@ class BackgroundServer:
                 "URI, or mount pocket.router in your own app"
             ) from error
         listener.setblocking(False)
+        _listening.add(listener)
         return listener
 
     async def stop(self) -> None:
