@@ -99,6 +99,7 @@ class Service:
         self._cache: OrderedDict[Owner, dict[Requirement, Cached]] = OrderedDict()
         self._writes = 0
         self._opened: _Opened | None = None
+        self._of_parents: list[_Opened] = []
         self._closed = False
 
     # ------------------------------------------------------- on the background loop
@@ -123,6 +124,10 @@ class Service:
         opened = self._opened
         if opened is None or opened.generation != LOOP.generation:
             self._closed = False
+            if opened is not None:
+                # Of the process that forked this one. Collected, it would be closed,
+                # which waits for threads that do not exist here.
+                self._of_parents.append(opened)
             opened = self._opened = _Opened(
                 LOOP.generation, asyncio.ensure_future(self._open())
             )

@@ -93,3 +93,26 @@ def pocket(make_pocket: Callable[..., PocketAuth]) -> PocketAuth:
 def alice() -> Browser:
     """A person with a browser."""
     return Browser("alice")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what test_matrix.py saw; the workers of pytest-xdist cannot."""
+    seen: dict[tuple[int, str, str, tuple[str, ...]], list[str]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "matrix" and report.when == "call":
+                    place, door, case, mode, *numbers = value
+                    row = (place, door, case, tuple(numbers))
+                    seen.setdefault(row, []).append(mode)
+    if not seen:
+        return
+    counted = ("pauses", "connections asked", "model calls", "tool runs")
+    lines: list[tuple[str, ...]] = [("agent", "case", "mode", *counted)]
+    for (_, door, case, numbers), modes in sorted(seen.items()):
+        lines.append((door, case, ", ".join(sorted(modes, reverse=True)), *numbers))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    terminalreporter.section("pauses, connections asked at each, and what ran")
+    for line in lines:
+        cells = (c.ljust(w) for c, w in zip(line, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())
