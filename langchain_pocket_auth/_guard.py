@@ -34,6 +34,7 @@ from ._steps import (
 )
 from ._task import (
     GuardedCall,
+    answers_beside,
     detached,
     guarded_call,
     has_checkpointer,
@@ -177,8 +178,10 @@ class _Visit:
         interactive = may_ask(self.desk, self.config)
         if unmet and interactive:
             self._may_pause(unmet)
+        # A refusal holds for all calls of the turn, each of which is a task.
+        answers = [*answers_beside(self.config), *self.answers]
         asked = yield from ask(
-            self.desk, self.owner, unmet, turn, self.answers, interactive=interactive
+            self.desk, self.owner, unmet, turn, answers, interactive=interactive
         )
         for outcome in outcomes:
             if outcome.refusal is not None and outcome.requirement.required:

@@ -33,6 +33,7 @@ _RUNTIME = "__pregel_runtime"
 _TRIGGERS = "langgraph_triggers"
 _PUSH = ("__pregel_push",)
 _CHECKPOINT_MAP = "checkpoint_map"
+_ERROR, _INTERRUPT = "__error__", "__interrupt__"
 STRICT_RESUME = "__pregel_strict_resume"
 # What `configurable` says of one run, and is not handed to the next.
 _OF_THE_RUN = {"thread_id", "checkpoint_id", "checkpoint_ns", _CHECKPOINT_MAP}
@@ -276,7 +277,13 @@ class TaskRun:
         null_resume = scratchpad.get_null_resume
         with _executions_lock:
             holder = _holders.setdefault(null_resume, secrets.token_hex(8))
-        return cls(configurable[_TASK_ID], holder, len(scratchpad.resume))
+        task_id, loop = configurable[_TASK_ID], _loop(config)
+        # Who held it failed, after the tool had ended: the next may go on at once.
+        failed = loop is not None and any(
+            task == task_id and channel == _ERROR
+            for task, channel, _ in loop.checkpoint_pending_writes
+        )
+        return cls(task_id, holder, len(scratchpad.resume) + failed)
 
 
 def place_of(config: Mapping[str, Any], call_id: str | None, ordinal: int) -> str:
@@ -316,6 +323,21 @@ def just_resumed(config: Mapping[str, Any]) -> bool:
 
 
 _holders: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
+
+
+def answers_beside(config: Mapping[str, Any]) -> list[Any]:
+    """Return what the run was told in answer to pauses of this graph's tasks."""
+    configurable, loop = config.get("configurable") or {}, _loop(config)
+    if loop is None or not configurable.get(_RESUMING):
+        return []  # of an earlier step of the run
+    asked = {
+        interrupt.id
+        for _, channel, value in loop.checkpoint_pending_writes
+        if channel == _INTERRUPT
+        for interrupt in value
+    }
+    named = configurable.get(_RESUME_MAP) or {}
+    return [answer for id_, answer in named.items() if id_ in asked]
 
 
 def thread_of(config: Mapping[str, Any]) -> str | None:
