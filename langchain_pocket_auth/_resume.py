@@ -135,7 +135,7 @@ def declined_keys(answers: Iterable[Any]) -> set[str]:
     return declined
 
 
-def pending_authorizations(source: Any) -> PendingAuthorizations:
+def pending_authorizations(source: Any) -> list[PendingAuthorization]:
     """
     Return what a paused run waits for, one entry per connection.
 

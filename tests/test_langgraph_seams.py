@@ -407,3 +407,107 @@ async def test_entrypoints_and_tasks_have_the_same_seams() -> None:
     assert found is not None
     assert found.may_pause, f"an entrypoint looks like a shared task in {ASYNC} runs"
     found.leave()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loop_tells_how_far_a_resumed_run_has_come(mode: str) -> None:
+    """`.input`, `.step`, `.stop`: which steps of which run others could be at, too."""
+    seen: list[Any] = []
+
+    def look(name: str) -> Any:
+        def node(_: Any, config: RunnableConfig) -> Any:
+            seen.append((name, _task.just_resumed(config)))
+            return interrupt("?") and {} if name == "gate" else {}
+
+        return node
+
+    builder = StateGraph(State)
+    names = ["gate", "tools", "model", "again"]
+    for name in names:
+        builder.add_node(name, look(name))
+    for before, after in zip([START, *names], names, strict=False):
+        builder.add_edge(before, after)
+    graph = builder.compile(checkpointer=InMemorySaver())
+    run(graph, GO, mode)
+    run(graph, Command(resume="yes"), mode)
+    assert seen == [
+        ("gate", False),
+        ("gate", True),
+        ("tools", True),
+        ("model", True),
+        ("again", False),
+    ], "the loop's input and steps are counted otherwise"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loop_tells_nodes_and_the_checkpoint_before(mode: str) -> None:
+    """`.nodes` is the graph's own; `.prev_checkpoint_config`, `checkpoint_map`."""
+    seen: list[Any] = []
+
+    def node(_: Any, config: RunnableConfig) -> Any:
+        loop = _task._loop(config)
+        before = loop.prev_checkpoint_config["configurable"]["checkpoint_id"]
+        found = _task.resumption(config)
+        assert found is not None
+        seen.append((loop.nodes, before, found.checkpoint_id, found.nodes))
+        return {}
+
+    builder = StateGraph(State)
+    builder.add_node("one", node)
+    builder.add_node("two", node)
+    builder.add_edge(START, "one")
+    builder.add_edge("one", "two")
+    graph = builder.compile(checkpointer=InMemorySaver())
+    run(graph, GO, mode)
+    (nodes, _, first, known), (_, before, second, _) = seen
+    assert nodes is graph.nodes
+    assert known is graph.nodes
+    assert before == first, "the checkpoint before is kept elsewhere"
+    assert first < second, "checkpoint ids are not in the order of time"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupts_are_named_by_namespace_and_answers(mode: str) -> None:
+    """`_interrupt_id`, and the pending writes in which a loop keeps interrupts."""
+    from langgraph.types import _interrupt_id
+
+    seen: list[Any] = []
+
+    def node(_: Any, config: RunnableConfig) -> Any:
+        found = dict(config["configurable"])
+        pending = _task._loop(config).checkpoint_pending_writes
+        found["interrupts"] = [
+            interrupt.id
+            for _, channel, value in pending
+            if channel == "__interrupt__"
+            for interrupt in value
+        ]
+        seen.append(found)
+        return twice()
+
+    builder = StateGraph(State)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    graph = builder.compile(checkpointer=InMemorySaver())
+    state = run(graph, GO, mode)
+    [asked] = state["__interrupt__"]
+    assert _interrupt_id(seen[0]["checkpoint_ns"], 0) == asked.id
+    run(graph, Command(resume={asked.id: "one"}), mode)
+    assert seen[1]["__pregel_resume_map"] == {asked.id: "one"}
+    assert asked.id in seen[1]["interrupts"], "pending interrupts are kept elsewhere"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strict_resume_is_refused_when_nothing_is_pending(mode: str) -> None:
+    """`__pregel_strict_resume`: a late answer by id is an error before anything runs."""
+    from langgraph.errors import UnknownInterruptError
+
+    seen: list[Any] = []
+    graph = entering(seen, twice).compile(checkpointer=InMemorySaver())
+    state = run(graph, GO, mode)
+    [asked] = state["__interrupt__"]
+    run(graph, Command(resume={asked.id: "one"}), mode)
+    strict = {"configurable": {"thread_id": "1", _task.STRICT_RESUME: True}}
+    with pytest.raises(UnknownInterruptError):
+        run(graph, Command(resume={asked.id: "one"}), mode, strict)
+    assert len(seen) == 2

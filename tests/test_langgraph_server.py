@@ -20,6 +20,9 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ACME, free_port
+from langgraph_sdk import get_client
+from langgraph_sdk.client import LangGraphClient
+from langgraph_sdk.errors import AuthenticationError, NotFoundError
 from support import BOUND_S, KEYS, deliver, outcome_of, until
 
 from langchain_pocket_auth import PendingAuthorization, pending_authorizations, resume
@@ -28,11 +31,6 @@ from langchain_pocket_auth.testing import (
     Browser,
     assert_no_leak,
 )
-
-pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]")
-from langgraph_sdk import get_client
-from langgraph_sdk.client import LangGraphClient
-from langgraph_sdk.errors import AuthenticationError, NotFoundError
 
 EXAMPLE = Path(__file__).with_name("langgraph_server")
 README = Path(__file__).parents[1] / "README.md"

@@ -13,11 +13,13 @@ from typing import Annotated, Any, assert_type
 from fastapi import APIRouter
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AnyMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.types import Command
 
 from langchain_pocket_auth import (
+    AlreadyResumed,
     AuthContext,
     AuthenticateRequest,
     AuthHandlerInterface,
@@ -25,14 +27,17 @@ from langchain_pocket_auth import (
     AuthProvider,
     AuthState,
     Client,
+    Event,
     FutureStore,
     InjectedAuth,
     OAuth2Handler,
     Owner,
     PendingAuthorization,
     PocketAuth,
+    PocketAuthError,
     Provider,
     RunInfo,
+    answer_open_calls,
     by_thread,
     current_auth,
     from_configurable,
@@ -149,6 +154,33 @@ async def spec(pocket: PocketAuth) -> None:
     await pocket.serve()
     await pocket.aclose()
     pocket.close()
+
+
+async def watch(
+    pocket: PocketAuth, graph: Any, message: AnyMessage, tools: list[BaseTool]
+) -> None:
+    """What apps are told, and how runs go on."""
+
+    def heard(event: Event) -> None:
+        assert_type(event.owner, Owner)
+        assert_type(event.thread_ids, tuple[str, ...])
+        assert_type(event.reason, str | None)
+
+    async def done(result: Any, config: dict[str, Any]) -> None:
+        assert_type(config, dict[str, Any])
+
+    stop = pocket.on_event(heard)
+    assert_type(stop(), None)
+    stop = pocket.auto_resume(graph, on_result=done, patience=timedelta(minutes=1))
+    assert_type(stop(), None)
+    assert_type(await pocket.wait_connected("github", timeout=1), AuthContext)
+    assert_type(await pocket.connect("github", scopes=["repo"]), AuthContext)
+    [pending] = pending_authorizations(graph)
+    await pocket.connect(pending, paste=True)
+    assert_type(await pocket.gate(tools).acheck([message]), list[ToolMessage])
+    assert_type(pocket.gate(tools).check([message]).result(), list[ToolMessage])
+    assert_type(answer_open_calls([message]), list[AnyMessage])
+    assert issubclass(AlreadyResumed, PocketAuthError)
 
 
 class OwnContext(AuthContext):
