@@ -69,7 +69,8 @@ class PocketAuth:
             Default: the user a LangGraph Server authenticated; off-server, with a
             loopback `base_url`, one person for the whole machine.
         base_url: Where connect links and callbacks live; loopback in this version.
-        interactive: `False`: never ask; what needs consent fails at once.
+        interactive: `False`: never ask; what needs consent fails at once. One run
+            says otherwise with `configurable["pocket_auth_interactive"]`.
         keys: `"id:key,..."`, the first seals; default `POCKET_AUTH_KEYS`, else a
             key file in the user's config directory.
         settings_file: A TOML file with the same settings as the environment.
@@ -195,8 +196,11 @@ class PocketAuth:
             TypeError: An annotation that the model would get to see.
             ValueError: A single tool with nothing to guard, or wrapped already.
         """
-        if inject and provider is None:
-            raise ValueError("inject= needs provider=, whose context it is given")
+        if provider is None and (scopes or handler or inject or profile != "default"):
+            raise ValueError(
+                "scopes=, handler=, profile= and inject= need provider=; an "
+                "annotated tool says them in InjectedAuth(...)"
+            )
         extra = None
         if provider is not None:
             extra = InjectedAuth(

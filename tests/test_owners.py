@@ -23,7 +23,7 @@ from graphs import (
     thread,
 )
 from langchain.agents import create_agent
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_pocket_auth import (
@@ -254,6 +254,49 @@ def test_resolver_sees_context_and_thread(
     else:
         asyncio.run(agent.ainvoke(value, thread("7"), context=Context("ann")))
     assert {(r.context.user, r.thread_id, r.user) for r in seen} == {("ann", "7", None)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("door", GATES)
+def test_one_person_may_have_several_accounts_of_one_provider(
+    server: AuthorizationServer,
+    make_pocket: Callable[..., PocketAuth],
+    door: str,
+    mode: str,
+) -> None:
+    """The author of a tool, or who wraps it, says which; the model cannot."""
+    pocket, used = make_pocket(owner="ann"), {}
+
+    def work(text: str, auth: AuthContext) -> str:
+        """Act for the user."""
+        used["work"] = auth.access_token
+        return "done"
+
+    def private(text: str) -> str:
+        """Act for the user."""
+        used["private"] = current_auth().access_token
+        return "done"
+
+    work.__annotations__["auth"] = Annotated[
+        AuthContext, InjectedAuth("acme", profile="work")
+    ]
+    tools = [
+        StructuredTool.from_function(work),
+        pocket.wrap(
+            StructuredTool.from_function(private), provider="acme", profile="private"
+        ),
+    ]
+    forged = {"text": "x", "profile": "work"}
+    script = [says(call("work", **forged), call("private", **forged))]
+    graph, _ = build(door, pocket, tools, script)
+    paused = ask(graph, mode)
+    links = {p.profile: p.url for p in pending_authorizations(paused)}
+    assert set(links) == {"work", "private"}
+    for person, profile in (("ann@work", "work"), ("ann", "private")):
+        Browser(person).visit(links[profile])
+    run(graph, resume(paused), mode)
+    first, second = server.issued_access_tokens
+    assert used == {"work": first, "private": second}
 
 
 # ------------------------------------------------------------------ outside a graph
