@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from conftest import call, says
 from graphs import ASYNC, DOORS, GATES, SYNC, State, Work, ask, build, results, thread
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, StateGraph
 from langgraph.types import interrupt
-from support import BOUND_S, deliver, until
+from support import BOUND_S, KEYS, Watched, deliver, until
 
 from langchain_pocket_auth import (
+    AuthContext,
     ConfigurationError,
     Event,
+    InjectedAuth,
+    PendingAuthorization,
     PocketAuth,
     RunInfo,
     pending_authorizations,
@@ -85,6 +92,27 @@ def one_tool(door: str, pocket: PocketAuth, saver: Any = "memory") -> tuple[Any,
     tools = [work.tool("look", "acme")]
     graph, _ = build(door, pocket, tools, [says(call("look", text="x"))], saver)
     return graph, work
+
+
+def beside(agent: Any, sibling: Any) -> Any:
+    """Return a graph in which an agent and another node run at the same time."""
+    builder = StateGraph(State)
+    builder.add_node("agent", agent)
+    builder.add_node("sibling", sibling)
+    builder.add_edge(START, "agent")
+    builder.add_edge(START, "sibling")
+    return builder.compile(checkpointer=InMemorySaver())
+
+
+async def paused_beside(graph: Any) -> PendingAuthorization:
+    """Return what is asked for, while the other node is still busy."""
+
+    async def pending() -> bool:
+        return bool((await state_of(graph)).interrupts)
+
+    await until(pending)
+    [asked] = pending_authorizations(await state_of(graph))
+    return asked
 
 
 async def state_of(graph: Any, name: str = "1") -> Any:
@@ -234,21 +262,10 @@ async def test_busy_siblings_are_waited_for(
         slow.append("ended")
         return {}
 
-    builder = StateGraph(State)
-    builder.add_node("agent", agent)
-    builder.add_node("sibling", sibling)
-    builder.add_edge(START, "agent")
-    builder.add_edge(START, "sibling")
-    graph = builder.compile(checkpointer=InMemorySaver())
+    graph = beside(agent, sibling)
     listening(pocket, graph, ear)
     first = asyncio.create_task(graph.ainvoke(GO, thread()))
-
-    async def pending() -> bool:
-        return bool((await state_of(graph)).interrupts)
-
-    await until(pending)
-    [asked] = pending_authorizations(await state_of(graph))
-    await alice.avisit(asked.url)
+    await alice.avisit((await paused_beside(graph)).url)
     await asyncio.sleep(0.2)
     assert (ear.of_runs, work.done) == ([], [])
     release.set()
@@ -261,8 +278,6 @@ async def test_patience_ends_with_a_reason(
     pocket: PocketAuth, alice: Browser, ear: Ear
 ) -> None:
     """A run that stays busy is reported, not cut off."""
-    from datetime import timedelta
-
     never = asyncio.Event()
     agent, work = one_tool("create_agent", pocket, saver=None)
 
@@ -270,20 +285,10 @@ async def test_patience_ends_with_a_reason(
         await never.wait()
         return {}
 
-    builder = StateGraph(State)
-    builder.add_node("agent", agent)
-    builder.add_node("sibling", sibling)
-    builder.add_edge(START, "agent")
-    builder.add_edge(START, "sibling")
-    graph = builder.compile(checkpointer=InMemorySaver())
+    graph = beside(agent, sibling)
     listening(pocket, graph, ear, patience=timedelta(seconds=0.1))
     first = asyncio.create_task(graph.ainvoke(GO, thread()))
-
-    async def pending() -> bool:
-        return bool((await state_of(graph)).interrupts)
-
-    await until(pending)
-    await alice.avisit(pending_authorizations(await state_of(graph))[0].url)
+    await alice.avisit((await paused_beside(graph)).url)
     assert await ear.wait() == ["not_resumed"]
     assert "busy" in (ear.events[-1].reason or "")
     never.set()
@@ -296,12 +301,6 @@ async def test_failing_run_is_reported_and_can_be_resumed_again(
     pocket: PocketAuth, alice: Browser, ear: Ear
 ) -> None:
     """What a tool raises reaches the event by its name only."""
-    from typing import Annotated
-
-    from langchain_core.tools import tool
-
-    from langchain_pocket_auth import AuthContext, InjectedAuth
-
     tries: list[str] = []
 
     async def look(auth: Any) -> str:
@@ -350,8 +349,6 @@ async def test_expired_link_continues_nothing(
     make_pocket: Callable[..., PocketAuth], ear: Ear
 ) -> None:
     """It is told that the link ran out; the run waits on."""
-    from datetime import timedelta
-
     pocket = make_pocket(future_ttl=timedelta(seconds=0.3))
     graph, work = one_tool("create_agent", pocket)
     listening(pocket, graph, ear)
@@ -468,9 +465,7 @@ async def test_pause_of_an_ended_process_goes_on_in_a_new_one(
         return str(run.config["configurable"]["user"])
 
     store, path = f"sqlite:///{tmp_path}/sessions.db", str(tmp_path / "checkpoints.db")
-    from langchain_pocket_auth._seal import new_key
-
-    settings = {"storage": store, "owner": owner, "keys": new_key()}
+    settings = {"storage": store, "owner": owner, "keys": KEYS}
     config = thread(user="ann", topic="weather")
     async with AsyncSqliteSaver.from_conn_string(path) as saver:
         old = make_pocket(**settings)
@@ -515,8 +510,6 @@ async def test_run_goes_on_for_the_user_it_paused_for(
     ear: Ear,
 ) -> None:
     """A resolver that knows only the request's own user is not asked again."""
-    from contextvars import ContextVar
-
     current: ContextVar[str] = ContextVar("current_user")
     pocket = make_pocket(owner=lambda _: current.get())
     graph, work = one_tool("create_agent", pocket)
@@ -548,8 +541,6 @@ async def test_run_time_context_is_there_again(
     """In the process that paused, the run goes on with its context."""
     pocket = make_pocket(owner=lambda run: run.context.user)
     work, seen = Work(ASYNC), []
-
-    from langchain.agents.middleware import AgentMiddleware
 
     class Sees(AgentMiddleware[Any, Any]):
         async def abefore_model(self, state: Any, runtime: Any) -> None:
@@ -630,8 +621,6 @@ async def test_nothing_polls_while_a_person_is_awaited(
     make_pocket: Callable[..., PocketAuth], alice: Browser, ear: Ear
 ) -> None:
     """Between the pause and the click the store is not touched at all."""
-    from support import Watched
-
     store = Watched("memory://")
     pocket = make_pocket(storage=store)
     graph, work = one_tool("create_agent", pocket)
@@ -652,12 +641,7 @@ async def test_other_interrupts_of_the_thread_stay_where_they_are(
     """A question of another branch is neither answered nor lost."""
     agent, work = one_tool("create_agent", pocket, saver=None)
     heard: list[Any] = []
-    builder = StateGraph(State)
-    builder.add_node("agent", agent)
-    builder.add_node("asks", lambda _: heard.append(interrupt("sure?")) or {})
-    builder.add_edge(START, "agent")
-    builder.add_edge(START, "asks")
-    graph = builder.compile(checkpointer=InMemorySaver())
+    graph = beside(agent, lambda _: heard.append(interrupt("sure?")) or {})
     listening(pocket, graph, ear)
     paused = await graph.ainvoke(GO, thread())
     await alice.avisit(pending_authorizations(paused)[0].url)
