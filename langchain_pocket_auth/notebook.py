@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ._cards import Card
 from ._engine import Engine, declined, withheld
-from ._errors import CallbackRefused
-from ._exchange import Result
+from ._errors import AuthorizationRequired, CallbackRefused
 from ._models import Consent, Owner, Requirement
 from ._service import Service
 from .server import callback_of
@@ -36,105 +34,124 @@ class Connecting:
         )
         if consent is None:
             return
-        name = consent.display_name
-        outcome = f"{name} is not connected."
-        replace = None
+        place, outcome = _Place(), f"{consent.display_name} is not connected."
         try:
             if paste:
-                url = await self._service.ask(lambda e: e.begin(consent))
-                replace = _show(_page(name, url, self._service.base_url))
-                await self._pasted(consent)
+                await self._pasted(consent, place)
+                await self._service.ask(lambda e: self._ended(e, consent.display_name))
             else:
-                replace = _show(_link(consent))
+                place.show(_link(consent))
                 await self._service.ask(
                     lambda e: e.wait_connected(
                         self._owner, self._need, timeout_s=timeout_s
                     )
                 )
-            outcome = f"{name} is connected."
+            outcome = f"{consent.display_name} is connected."
         finally:
             # What was shown is kept in the notebook's file: it must not be of use.
-            if replace is not None:
-                replace(Card(outcome))
+            place.close(Card(outcome))
 
-    async def _pasted(self, consent: Consent) -> None:
+    async def _pasted(self, consent: Consent, place: _Place) -> None:
+        base_url, note = self._service.base_url, None
+        url = await self._service.ask(lambda e: e.begin(consent))
         for left in reversed(range(TRIES)):
-            text = await _asked()
+            place.show(_page(consent, url, base_url, note))
             try:
-                answer = callback_of(text, self._service.base_url)
-                work = self._answered(answer, consent.key)
-                result = await self._service.run(work)
-            except CallbackRefused:
+                answer = callback_of(await _asked(), base_url)
+                await self._answered(answer, consent.key)
+            except CallbackRefused as error:
                 if not left:
                     raise
-                _show(Card("That is not the address this question ends at. Try again."))
-                continue
-            if result.outcome == "declined":
-                raise declined(consent.display_name)
-            if result.outcome == "withheld":
-                raise withheld(consent.display_name, consent.missing_scopes)
-            return
+                note = "That is not the address which this question ends at: try again."
+                if error.reason == "expired":
+                    note = "That took too long: begin anew."
+                    url = await self._service.ask(lambda e: e.begin(consent))
+            else:
+                return
 
-    async def _answered(self, answer: dict[str, str | None], future: str) -> Result:
-        attempts = (await self._service.call(_engine)).attempts
-        uid = answer["uid"] or ""
-        return await attempts.answer(
-            uid,
-            handler_name=answer["handler_name"],
-            value=answer["value"],
-            error=answer["error"],
-            issuer=answer["issuer"],
-            future_id=future,
+    async def _answered(self, answer: dict[str, str | None], future_id: str) -> None:
+        uid = answer.pop("uid") or ""
+        await self._service.ask(
+            lambda e: e.attempts.answer(uid, **answer, future_id=future_id)
         )
 
+    async def _ended(self, engine: Engine, name: str) -> None:
+        """
+        Raise, unless it is connected now.
 
-async def _engine(engine: Engine) -> Engine:
-    return engine
+        That is looked up, because the browser may have reached the callback after
+        all, and the answer to what was pasted then says only that it is known.
+        """
+        try:
+            await engine.wait_connected(self._owner, self._need, timeout_s=0)
+        except AuthorizationRequired:
+            standing = await engine.standing(self._owner, self._need)
+            status = standing.future.entry.status if standing.future else "pending"
+            if status == "denied":
+                raise declined(name) from None
+            if status == "done":
+                raise withheld(name, standing.missing) from None
+            raise
+
+
+def _asked_for(consent: Consent) -> tuple[str, ...]:
+    scopes, profile = ", ".join(consent.scopes), consent.profile
+    return (
+        *([f"Permissions: {scopes}"] if scopes else []),
+        *([f"Profile: {profile}"] if profile != "default" else []),
+    )
 
 
 def _link(consent: Consent) -> Card:
+    title = f"Connect {consent.display_name}"
+    return Card(title, _asked_for(consent), consent.url, title)
+
+
+def _page(consent: Consent, url: str, base_url: str, note: str | None) -> Card:
     name = consent.display_name
-    scopes = ", ".join(consent.scopes)
-    lines = (f"Permissions: {scopes}",) if scopes else ()
-    return Card(f"Connect {name}", lines, consent.url, f"Connect {name}")
-
-
-def _page(name: str, url: str, base_url: str) -> Card:
     lines = (
+        *([note] if note else []),
+        *_asked_for(consent),
         f"1. Open the page of {name} and agree there.",
         f"2. Your browser ends at {base_url}/auth/... and cannot load it: all right.",
-        "   Copy the address from there.",
-        "3. Paste it into the field below; it is not shown and not kept.",
+        "3. Copy that address, and paste it below: it is not shown and not kept.",
     )
     return Card(f"Connect {name}", lines, url, f"Open {name}")
 
 
-def _kernel() -> Any:
-    """Return the shell of the notebook that this runs in, or `None`."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell if hasattr(shell, "kernel") else None
+class _Place:
+    """Where cards are shown, each in the place of the last; a terminal has them all."""
+
+    def __init__(self) -> None:
+        self._used, self._display = False, None
+
+    def show(self, card: Card) -> None:
+        """Show a card."""
+        self._used = True
+        if not _in_kernel():
+            sys.stdout.write(f"{card}\n")
+            sys.stdout.flush()
+        elif self._display is None:
+            from IPython.display import display
+
+            self._display = display(card, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._display.update(card)
+
+    def close(self, card: Card) -> None:
+        """Put the last card in the place of what was shown, if anything was."""
+        if self._used:
+            self.show(card)
 
 
-def _show(card: Card) -> Callable[[Card], None]:
-    """Show a card; returns a function that puts another in its place."""
-    if _kernel() is None:
-        _write(card)
-        return _write
-    from IPython.display import display
-
-    shown = display(card, display_id=True)  # type: ignore[no-untyped-call]
-    replace: Callable[[Card], None] = shown.update
-    return replace
-
-
-def _write(card: Card) -> None:
-    sys.stdout.write(f"{card}\n")
-    sys.stdout.flush()
+def _in_kernel() -> bool:
+    """Whether this runs in a notebook, or what else talks to a kernel."""
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 async def _asked() -> str:
-    if _kernel() is not None:
+    if _in_kernel():
         # Its own prompt, which only its main thread may show. Cells run one by one.
         return getpass.getpass(PROMPT)
     return await asyncio.to_thread(getpass.getpass, PROMPT)
