@@ -9,6 +9,7 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from ._models import Outcome, Owner, Requirement, Turn
+from ._pauses import GATE
 from ._steps import (
     Desk,
     Steps,
@@ -112,7 +113,7 @@ class Gate:
         if answers or just_resumed(config):
             # Of several runs that were resumed at once, one goes on, whatever answers
             # they bring: a gate that has let a turn through has no second question.
-            yield self._desk.claim(task.id, "gate", task.holder, 0)
+            yield self._desk.claim(task.id, GATE, task.holder, 0)
         return _errors(calls, outcomes)
 
 

@@ -25,6 +25,8 @@ from ._vault import (
 # 60 s: longer than a run takes from its start to our check, short enough when who
 # claimed has died.
 CLAIM_TTL = timedelta(seconds=60)
+GATE = "gate"
+"""What the gate claims when it lets a turn go on."""
 MAX_REMEMBERED = 1000  # pauses whose run-time contexts are kept at a time
 
 
@@ -87,7 +89,7 @@ class Pauses:
     async def final(self, task: str) -> Pause | None:
         """Return the pause if nothing that it waits for is open any more."""
         stored = await self._get(task)
-        if stored is None:
+        if stored is None or not stored.entry.waits_for:
             return None
         for waited in stored.entry.waits_for:
             key = entry_key(Future, waited.target.session_key())
@@ -120,7 +122,10 @@ class Pauses:
                 return False
             until = now + CLAIM_TTL
             alive[name] = Claim(holder=holder, answers=answers, until=until)
-            if await self._save(task, stored, entry, {"claims": alive}):
+            update: dict[str, Any] = {"claims": alive}
+            if name == GATE:
+                update["waits_for"] = []  # the turn goes on: nothing is left to resume
+            if await self._save(task, stored, entry, update):
                 return True
         raise StorageError("a pause could not be claimed: too many writers")
 

@@ -421,7 +421,7 @@ class PocketAuth:
             profile: Which account of the owner.
             owner: Whose; by default the one that `PocketAuth(owner=)` names, or
                 the person of this machine.
-            timeout: How many seconds to wait.
+            timeout: How many seconds to wait; pasting waits for the person.
             paste: For kernels and machines whose 127.0.0.1 the person's browser does
                 not reach: the provider's page is shown, the browser ends at an address
                 that does not load, and that address is asked for, unseen. Only an
@@ -430,6 +430,7 @@ class PocketAuth:
         Raises:
             AuthorizationRequired: The person did not finish in time.
             AuthorizationRefused: The person said no.
+            ScopeWithheld: The person agreed, but to less.
             CallbackRefused: What was pasted does not answer this question.
             ProviderError: The exchange failed; call again.
         """

@@ -60,6 +60,8 @@ class PendingAuthorization:
         lines = [f"{self.reason}."]
         if self.scopes:
             lines.append(f"Permissions: {', '.join(self.scopes)}")
+        if self.profile != "default":
+            lines.append(f"Profile: {self.profile}")
         if self.account:
             lines.append(f"Account: {self.account}")
         return Card(self.message, tuple(lines), self.url)

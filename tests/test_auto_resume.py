@@ -243,6 +243,20 @@ async def test_newer_input_supersedes_the_pause(
     assert (work.done, ear.results) == ([], [])
 
 
+async def test_pause_that_the_app_continued_is_not_told_of_later(
+    pocket: PocketAuth, alice: Browser, ear: Ear
+) -> None:
+    """Declined in the chat and connected after all: nothing is superseded by that."""
+    graph, _ = one_tool("create_agent", pocket)
+    listening(pocket, graph, ear)
+    paused = await graph.ainvoke(GO, thread())
+    [pending] = pending_authorizations(paused)
+    await graph.ainvoke(resume(paused, decline=[pending]), thread())
+    await alice.avisit(pending.url)
+    await asyncio.sleep(0.1)
+    assert ear.types == ["declined", "connected"]
+
+
 async def test_busy_siblings_are_waited_for(
     pocket: PocketAuth, alice: Browser, ear: Ear
 ) -> None:

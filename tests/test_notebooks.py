@@ -561,6 +561,25 @@ async def test_pasting_what_the_callback_has_seen_tells_the_truth(
     assert remote.look().rstrip().endswith(said)
 
 
+async def test_pasting_for_what_was_disconnected_meanwhile_connects_nothing(
+    pocket: PocketAuth, remote: Remote
+) -> None:
+    """Neither the person's refusal nor a connection: it has to be asked again."""
+    await pocket.serve()
+
+    def loaded() -> str:
+        remote.person.open(address := remote.agrees())
+        assert asyncio.run(pocket.delete_session("acme"))
+        return address
+
+    remote.texts = [loaded]
+    with pytest.raises(AuthorizationRequired):
+        await pasting(pocket)
+    assert remote.look().rstrip().endswith("Acme is not connected.")
+    remote.texts = [remote.agrees]
+    assert (await pasting(pocket)).access_token
+
+
 async def test_who_comes_too_late_begins_anew(
     pocket: PocketAuth, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
