@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._catalog import AuthProvider, Client, Provider
     from ._errors import (
         AuthorizationRefused,
         AuthorizationRequired,
@@ -34,18 +33,36 @@ if TYPE_CHECKING:
         AuthenticateRequest,
         AuthenticateResponse,
         AuthState,
+        Choice,
         Owner,
     )
     from ._owner import RunInfo, by_thread, from_configurable
+    from ._placement import Placed, Placement
     from ._pocket import PocketAuth
+    from ._providers import AuthProvider
     from ._resume import PendingAuthorization, pending_authorizations, resume
+    from ._rows import (
+        AccountLookup,
+        Client,
+        Form,
+        FormField,
+        Provider,
+        Revocation,
+        TokenExchange,
+        Variable,
+    )
     from ._task import AlreadyResumed
     from ._tools import InjectedAuth, current_auth
-    from .handlers import AuthHandlerInterface, OAuth2Context, OAuth2Handler
-    from .handlers import OAuth2Request as OAuth2Request
+    from .handlers import (
+        AuthHandlerInterface,
+        FormContext,
+        FormHandler,
+        OAuth2Context,
+        OAuth2Handler,
+        OAuth2Request,
+    )
 
 _HOMES = {
-    "_catalog": "AuthProvider Client Provider",
     "_errors": (
         "AuthorizationRefused AuthorizationRequired CallbackRefused "
         "CallbackServerError ConfigurationError CredentialUnreadable FutureNotFound "
@@ -56,17 +73,28 @@ _HOMES = {
     "_events": "Event",
     "_futures": "FutureData FutureStore",
     "_history": "answer_open_calls",
-    "_models": ("AuthContext AuthState AuthenticateRequest AuthenticateResponse Owner"),
+    "_models": (
+        "AuthContext AuthState AuthenticateRequest AuthenticateResponse Choice Owner"
+    ),
     "_owner": "RunInfo by_thread from_configurable",
+    "_placement": "Placed Placement",
     "_pocket": "PocketAuth",
+    "_providers": "AuthProvider",
     "_resume": "PendingAuthorization pending_authorizations resume",
+    "_rows": (
+        "AccountLookup Client Form FormField Provider Revocation TokenExchange Variable"
+    ),
     "_task": "AlreadyResumed",
     "_tools": "InjectedAuth current_auth",
-    "handlers": "AuthHandlerInterface OAuth2Context OAuth2Handler OAuth2Request",
+    "handlers": (
+        "AuthHandlerInterface FormContext FormHandler OAuth2Context OAuth2Handler "
+        "OAuth2Request"
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "AccountLookup",
     "AlreadyResumed",
     "AuthContext",
     "AuthHandlerInterface",
@@ -78,10 +106,15 @@ __all__ = [
     "AuthorizationRequired",
     "CallbackRefused",
     "CallbackServerError",
+    "Choice",
     "Client",
     "ConfigurationError",
     "CredentialUnreadable",
     "Event",
+    "Form",
+    "FormContext",
+    "FormField",
+    "FormHandler",
     "FutureData",
     "FutureNotFound",
     "FutureStore",
@@ -95,18 +128,23 @@ __all__ = [
     "Owner",
     "OwnerUnknown",
     "PendingAuthorization",
+    "Placed",
+    "Placement",
     "PocketAuth",
     "PocketAuthError",
     "Provider",
     "ProviderError",
     "ProviderUnavailable",
     "RedactedContext",
+    "Revocation",
     "RunInfo",
     "ScopeWithheld",
     "StorageError",
     "StorageUnavailable",
+    "TokenExchange",
     "TokenRequestError",
     "UnknownProvider",
+    "Variable",
     "answer_open_calls",
     "by_thread",
     "current_auth",

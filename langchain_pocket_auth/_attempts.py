@@ -7,12 +7,13 @@ import inspect
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from ._errors import (
+    AuthorizationRefused,
     CallbackRefused,
     ConfigurationError,
     PocketAuthError,
@@ -22,7 +23,7 @@ from ._errors import (
 from ._exchange import EXCHANGE_LIMIT, Exchanges, Result, restored_request
 from ._futures import FutureData, attempt_context
 from ._http import secure_url
-from ._models import Owner, SessionKey
+from ._models import AuthContext, Choice, Owner, SessionKey
 from ._registry import Registry, provider_id
 from ._vault import (
     ATTEMPT_KEPT,
@@ -36,7 +37,8 @@ from ._vault import (
     digest,
 )
 from ._waiting import Waiting
-from .handlers import AuthHandlerInterface
+from .handlers import AuthHandlerInterface, OAuth2Handler, OAuth2Request
+from .handlers._device import DeviceCode
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +97,27 @@ class Attempts:
         if found is None:
             raise ConfigurationError(f"{handler.name}: prepare returned no http(s) URL")
         url = secure_url(found.group(), f"{handler.name}: the authorization URL")
+        await self._noted(future, key, attempt)
+        return url
+
+    async def _noted(
+        self, future: Future, key: SessionKey, attempt: FutureData
+    ) -> Stored[Attempt]:
         entry = Attempt(
             uid=attempt.uid,
             future_id=future.id,
             target=Pointer.to(key),
-            handler=handler.name,
+            handler=future.handler,
             scopes=future.scopes,
             request=future.request,
             data=attempt.data,
             expires_at=self._vault.now() + ATTEMPT_TTL,
         )
-        await self._vault.create(attempt_key(attempt.uid), entry, ATTEMPT_KEPT)
-        return url
+        noted = await self._vault.create(
+            attempt_key(attempt.uid), entry, ATTEMPT_KEPT
+        )
+        assert noted is not None  # noqa: S101 - its name is random
+        return noted
 
     @staticmethod
     async def _prepared(
@@ -144,10 +155,11 @@ class Attempts:
         self,
         uid: str,
         *,
-        handler_name: str | None,
+        callback: tuple[str, str] | None,
         value: Any = None,
         error: str | None = None,
         issuer: str | None = None,
+        parameters: Mapping[str, str] | None = None,
         future_id: str | None = None,
     ) -> Result:
         """
@@ -158,10 +170,13 @@ class Attempts:
 
         Args:
             uid: The `state` of the answer.
-            handler_name: Whose callback was called; `None` where the caller proved it.
-            value: What is exchanged: an authorization code.
+            callback: Provider and method whose callback was called; `None` where the
+                caller proved it.
+            value: What is exchanged: an authorization code. Default: what the handler
+                reads from *parameters*.
             error: The provider's error code instead.
             issuer: The answer's `iss` (RFC 9207).
+            parameters: All parameters of the callback.
             future_id: The future it has to belong to, where the caller knows it.
 
         Raises:
@@ -173,17 +188,23 @@ class Attempts:
             raise CallbackRefused("unknown")
         attempt = stored.entry
         handler = self._registry.named(attempt.handler)
-        if handler_name not in {None, attempt.handler}:
+        if callback is not None and not _is_of(handler, *callback):
             raise CallbackRefused("mismatch")
         if future_id not in {None, attempt.future_id}:
             raise CallbackRefused("mismatch")
         if not handler.check_issuer(issuer):
             logger.warning("%s: an answer came from another issuer", handler.name)
             raise CallbackRefused("mismatch")
-        return await self._take(stored, value, error)
+        if value is None and error is None:
+            value = handler.read_callback(parameters or {})
+        return await self._take(stored, value, error, parameters or {})
 
     async def _take(
-        self, stored: Stored[Attempt], value: Any, error: str | None
+        self,
+        stored: Stored[Attempt],
+        value: Any,
+        error: str | None,
+        parameters: Mapping[str, str],
     ) -> Result:
         attempt = stored.entry
         given = digest(repr((value, error)))
@@ -212,7 +233,7 @@ class Attempts:
         if error is not None:
             return await self._refused(attempt, error)
         # Shielded: a browser that hangs up does not stop it.
-        return await asyncio.shield(self._exchanges.start(claimed, value))
+        return await asyncio.shield(self._exchanges.start(claimed, value, parameters))
 
     async def _refused(self, attempt: Attempt, error: str) -> Result:
         if error != "access_denied":
@@ -235,6 +256,7 @@ class Attempts:
                 # Whoever was first may not have come so far yet.
                 await self._waiting.end(attempt, "denied")
             if attempt.status != "exchanging":
+                # "choosing" too: the page that the person gets asks again.
                 ticket = await self._exchanges.ticket_of(attempt)
                 return Result("again", ticket)
             if task := self._exchanges.running(stored):
@@ -247,6 +269,70 @@ class Attempts:
             if (now := await self.find(attempt.uid)) is None:
                 raise CallbackRefused("unknown")
             stored = now
+
+    async def choices(self, future: Future) -> Sequence[Choice]:
+        """Return the accounts between which the person of a future has to choose."""
+        stored = await self.find(future.choosing) if future.choosing else None
+        if stored is None or stored.entry.status != "choosing":
+            return ()
+        if self._vault.now() >= stored.entry.expires_at or not stored.entry.context:
+            return ()
+        context = stored.entry.context.restore()
+        assert isinstance(context, AuthContext)  # noqa: S101 - sealed as one
+        handler = self._registry.named(stored.entry.handler)
+        return handler.choices(context)
+
+    async def choose(self, ticket: str, choice: str) -> Result:
+        """
+        Take the account that the person of a connect link has chosen.
+
+        Raises:
+            CallbackRefused: Nothing is to be chosen, or not that.
+        """
+        future, _ = await self.ticket(ticket)
+        stored = await self.find(future.entry.choosing or "")
+        if stored is None:
+            raise CallbackRefused("replayed")
+        if self._vault.now() >= stored.entry.expires_at:
+            raise CallbackRefused("expired")
+        return await asyncio.shield(self._exchanges.chosen(stored, choice))
+
+    # --------------------------------------------------------------- the device flow
+
+    async def device(
+        self, ticket: str, show: Callable[[DeviceCode], None]
+    ) -> Result:
+        """
+        Let the person of a link agree on another machine; returns when it is over.
+
+        Args:
+            ticket: The connect link's.
+            show: Called with what the person needs to know.
+
+        Raises:
+            AuthorizationRefused: The person said no.
+            AuthorizationRequired: The code ran out.
+            ConfigurationError: The provider has no such flow, or not for this app.
+            ProviderError: The provider did not give a token.
+        """
+        found, key = await self.ticket(ticket)
+        handler = self._registry.named(found.entry.handler)
+        if not isinstance(handler, OAuth2Handler):
+            raise ConfigurationError(
+                f"{handler.name} has no device flow: connect with the link instead"
+            )
+        request = restored_request(found.entry.request)
+        assert isinstance(request, OAuth2Request)  # noqa: S101 - as it was made
+        code = await handler.begin_device(request)
+        uid = FutureData(secrets.token_urlsafe(32))
+        noted = await self._noted(found.entry, key, uid)
+        show(code)
+        try:
+            context = await handler.finish_device(request, code)
+        except AuthorizationRefused:
+            await self._waiting.end(noted.entry, "denied")
+            raise
+        return await self._exchanges.granted(noted, context, self._vault.now())
 
     # ------------------------------------------------- answers outside a callback
 
@@ -273,8 +359,16 @@ class Attempts:
         stored = await self.find(uid)
         if stored is not None and stored.entry.answer is not None:
             with suppress(CallbackRefused):
-                await self._take(stored, stored.entry.answer, None)
+                await self._take(stored, stored.entry.answer, None, {})
         await self._waiting.unresolve(key, uid)
+
+
+def _is_of(handler: AuthHandlerInterface, provider: str, method: str) -> bool:
+    """Whether a callback's path is the handler's; foreign ones use their full name."""
+    if provider != provider_id(handler):
+        return False
+    name = f"{provider}-{method}"
+    return handler.name in {method, name, name.replace("_", "-")}
 
 
 def _refusal(attempt: Attempt, error: str | None) -> ProviderError:

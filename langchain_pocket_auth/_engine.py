@@ -34,7 +34,7 @@ from ._models import (
 from ._pauses import Pauses
 from ._questions import Questions
 from ._refresh import Refresher, advisory_at, give_back, usable
-from ._registry import Registry
+from ._registry import Registry, provider_id
 from ._standing import Standing, decide, is_open
 from ._vault import (
     CAS_TRIES,
@@ -48,6 +48,8 @@ from ._waiting import LOOK_AGAIN_S, Waiting
 
 logger = logging.getLogger(__name__)
 
+APP = Owner("app", "app")
+"""Whose sessions are those that no person is asked for: the app's own."""
 MAX_EXPIRIES = 10_000  # links whose end this process announces
 _NOTHING_TO_ASK = {AuthState.SKIP_AUTH, AuthState.DO_REFRESH, AuthState.RESOLVED}
 
@@ -115,8 +117,10 @@ class Engine:
         request: AuthenticateRequest | None = None,
     ) -> Standing:
         """Read everything of the owner once, and decide."""
-        shelf = await self.vault.shelf(owner)
         candidates = self.registry.candidates(requirement)
+        if candidates[0].unattended:
+            owner = APP
+        shelf = await self.vault.shelf(owner)
         now = self.vault.now()
         return decide(shelf, candidates, owner, requirement, request, now=now)
 
@@ -217,7 +221,12 @@ class Engine:
             )
 
     async def _renew(self, standing: Standing) -> Stored[Session] | None:
-        renewed = await self._refresher.renew(standing.key, standing.handler)
+        key, handler = standing.key, standing.handler
+        renewed: Stored[Session] | None
+        if standing.session is None:
+            renewed = await self._refresher.obtain(key, handler, standing.missing)
+        else:
+            renewed = await self._refresher.renew(key, handler)
         self._changed(standing.key.owner)
         if renewed is None or renewed.entry.needs_consent:
             return None
@@ -378,10 +387,15 @@ class Engine:
     ) -> bool:
         """Delete sessions, here at once, at the provider as far as it can be."""
         requirement = Requirement(provider, handler=handler, profile=profile)
+        candidates = self.registry.candidates(requirement)
+        if candidates[0].unattended:
+            owner = APP
         shelf = await self.vault.shelf(owner)
         found = False
-        for candidate in self.registry.candidates(requirement):
-            key = SessionKey(owner, provider, profile, candidate.connection())
+        for candidate in candidates:
+            key = SessionKey(
+                owner, provider_id(candidate), profile, candidate.connection()
+            )
             await self.vault.discard(entry_key(Future, key))
             if not shelf.holds(Session, key):
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -66,10 +66,12 @@ class Exchanges:
         """Let the exchanges that run end: their codes may be spent already."""
         await finished(self._running.values())
 
-    def start(self, claimed: Stored[Attempt], value: Any) -> asyncio.Task[Result]:
+    def start(
+        self, claimed: Stored[Attempt], value: Any, parameters: Mapping[str, str]
+    ) -> asyncio.Task[Result]:
         """Exchange *value* in a task of its own."""
         name = claimed.key[1]
-        task = asyncio.ensure_future(self._exchange(claimed, value))
+        task = asyncio.ensure_future(self._exchange(claimed, value, parameters))
         self._running[name] = task
         task.add_done_callback(lambda _: self._running.pop(name, None))
         # Nobody may be waiting any more when it fails.
@@ -83,26 +85,24 @@ class Exchanges:
     async def end_attempt(self, stored: Stored[Attempt], status: str) -> None:
         """Forget what an attempt was made with; its digest is kept, for replays."""
         update: dict[str, Any] = {"status": status, "data": {}, "answer": None}
+        update["context"] = None
         entry = stored.entry.model_copy(update=update)
         await self._vault.replace(stored, entry, ATTEMPT_KEPT)
         if status == "failed":
             key = stored.entry.target.session_key()
             await self._waiting.unresolve(key, stored.entry.uid)
 
-    async def _exchange(self, stored: Stored[Attempt], value: Any) -> Result:
+    async def _exchange(
+        self, stored: Stored[Attempt], value: Any, parameters: Mapping[str, str]
+    ) -> Result:
         attempt = stored.entry
         handler = self._registry.named(attempt.handler)
         sent = self._vault.now()
         try:
-            context = await self._authenticated(handler, attempt, value)
-            withheld = await self._save_grant(attempt, handler, context, sent)
+            context = await self._authenticated(handler, attempt, value, parameters)
+            return await self.granted(stored, context, sent)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
             failure = error
-        else:
-            await self._waiting.end(attempt, "done", withheld)
-            await self.end_attempt(stored, "done")
-            outcome = "withheld" if withheld else "connected"
-            return Result(outcome, await self.ticket_of(attempt))
         # Out here, so that what follows does not carry it: it may hold the code.
         with suppress(StorageError):
             await self.end_attempt(stored, "failed")
@@ -115,11 +115,80 @@ class Exchanges:
             provider=attempt.target.provider,
         )
 
+    async def granted(
+        self, stored: Stored[Attempt], context: AuthContext, sent: datetime
+    ) -> Result:
+        """Store a grant, or keep it until its person has chosen an account."""
+        handler = self._registry.named(stored.entry.handler)
+        if len(handler.choices(context)) > 1:
+            return await self._hold(stored, context, sent)
+        return await self._finish(stored, handler, context, sent)
+
+    async def _finish(
+        self,
+        stored: Stored[Attempt],
+        handler: AuthHandlerInterface,
+        context: AuthContext,
+        sent: datetime,
+    ) -> Result:
+        attempt = stored.entry
+        withheld = await self._save_grant(attempt, handler, context, sent)
+        await self._waiting.end(attempt, "done", withheld)
+        await self.end_attempt(stored, "done")
+        outcome = "withheld" if withheld else "connected"
+        return Result(outcome, await self.ticket_of(attempt))
+
+    async def _hold(
+        self, stored: Stored[Attempt], context: AuthContext, sent: datetime
+    ) -> Result:
+        """Keep a grant until its person has chosen an account."""
+        update = {
+            "status": "choosing",
+            "context": Typed.of(context),
+            "data": {"sent": sent.isoformat()},
+        }
+        entry = stored.entry.model_copy(update=update)
+        await self._vault.replace(stored, entry, ATTEMPT_KEPT)
+        await self._waiting.choosing(entry)
+        return Result("choose", await self.ticket_of(entry))
+
+    async def chosen(self, stored: Stored[Attempt], choice: str) -> Result:
+        """
+        Finish with the account that was chosen.
+
+        Raises:
+            CallbackRefused: There is no such account, or it was chosen already.
+        """
+        attempt, handler = stored.entry, self._registry.named(stored.entry.handler)
+        context = attempt.context.restore() if attempt.context else None
+        if attempt.status != "choosing" or not isinstance(context, AuthContext):
+            raise CallbackRefused("replayed")
+        if choice not in {each.id for each in handler.choices(context)}:
+            raise CallbackRefused("malformed")
+        sent = datetime.fromisoformat(attempt.data["sent"])
+        update = {"status": "exchanging", "context": None}
+        claimed = await self._vault.replace(
+            stored, attempt.model_copy(update=update), ATTEMPT_KEPT
+        )
+        if claimed is None:
+            raise CallbackRefused("replayed")
+        return await self._finish(
+            claimed, handler, handler.chosen(context, choice), sent
+        )
+
     async def _authenticated(
-        self, handler: AuthHandlerInterface, attempt: Attempt, value: Any
+        self,
+        handler: AuthHandlerInterface,
+        attempt: Attempt,
+        value: Any,
+        parameters: Mapping[str, str],
     ) -> AuthContext:
         future = FutureData(
-            attempt.uid, dict(attempt.data), tuple(attempt.scopes), Answered(value)
+            attempt.uid,
+            dict(attempt.data),
+            tuple(attempt.scopes),
+            Answered(value),
+            parameters,
         )
         context: Any = None
         with attempt_context(future), suppress(TimeoutError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -50,12 +50,14 @@ class FutureData:
         data: What `prepare` wants to find again in `authenticate`; JSON.
         scopes: What this attempt asks for.
         future: Awaitable; gives what the attempt was resolved with.
+        parameters: All parameters of the callback, where there was one.
     """
 
     uid: str
     data: dict[str, Any] = field(default_factory=dict)
     scopes: tuple[str, ...] = ()
     future: Answered = field(default_factory=Answered)
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, repr=False)

@@ -7,6 +7,8 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -15,7 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from ._errors import ConfigurationError, ProviderUnavailable
+from ._placement import quiet
 
+USER_AGENT = "langchain-pocket-auth"
 TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 1 << 20  # a token answer is a few KiB
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -32,6 +36,8 @@ class Answer:
     status: int
     body: bytes
     retry_after_s: float | None
+    date: datetime | None = None
+    """What time it was there (RFC 9110 section 6.6.1)."""
 
     def json(self) -> Any:
         """Return the body as JSON, or `None` when it is none."""
@@ -53,21 +59,22 @@ class Http:
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def post(
+    async def request(
         self,
+        method: str,
         url: str,
         *,
         provider: str,
-        data: Mapping[str, str],
+        data: Mapping[str, str] | None = None,
         as_json: bool = False,
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> Answer:
         """
-        Post a form, or JSON.
+        Send *data* as a form, as JSON, or, with GET, as the query.
 
         Raises:
-            ProviderUnavailable: No answer, or one that says "later".
+            ProviderUnavailable: No answer.
         """
         client, loop = self._client, asyncio.get_running_loop()
         if client is None or self._loop is not loop:  # first use, or a forked child
@@ -75,30 +82,31 @@ class Http:
                 verify=_trusted(),
                 timeout=TIMEOUT_S,
                 follow_redirects=False,
+                # Some providers refuse the names that libraries have by default.
+                headers={"User-Agent": USER_AGENT},
                 mounts=_NO_PROXY,
                 # What is set for one person must not be sent for the next.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             )
             self._loop = loop
-        body: dict[str, Any] = {"json" if as_json else "data": dict(data)}
+        kind = "params" if method == "GET" else "json" if as_json else "data"
+        body: dict[str, Any] = {kind: dict(data)} if data else {}
         try:
-            async with (
-                asyncio.timeout(TIMEOUT_S),
-                client.stream("POST", url, headers=headers, auth=auth, **body) as reply,
-            ):
-                received = bytearray()
-                async for part in reply.aiter_bytes():
-                    received += part
-                    if len(received) > MAX_BODY_BYTES:
-                        raise ProviderUnavailable(
-                            f"{provider}: the answer is larger than 1 MiB",
-                            provider=provider,
-                        )
+            request = client.build_request(method, url, headers=headers, **body)
+            if kind == "params":
+                request.url = quiet(request.url)  # some want secrets there
+            async with asyncio.timeout(TIMEOUT_S):
+                reply = await client.send(request, auth=auth, stream=True)
+                try:
+                    received = await _body(reply, provider)
+                finally:
+                    await reply.aclose()
         except (httpx.HTTPError, httpx.StreamError, TimeoutError, OSError) as error:
             problem = type(error).__name__
         else:
             again_s = _retry_after(reply.headers)
-            return Answer(reply.status_code, bytes(received), again_s)
+            date = _date(reply.headers)
+            return Answer(reply.status_code, received, again_s, date)
         # Out here: the original holds the request, and with it secrets.
         raise ProviderUnavailable(
             f"{provider}: no answer from {urlsplit(url).hostname} ({problem})",
@@ -113,10 +121,28 @@ class Http:
             self._client = None
 
 
+async def _body(reply: httpx.Response, provider: str) -> bytes:
+    received = bytearray()
+    async for part in reply.aiter_bytes():
+        received += part
+        if len(received) > MAX_BODY_BYTES:
+            raise ProviderUnavailable(
+                f"{provider}: the answer is larger than 1 MiB", provider=provider
+            )
+    return bytes(received)
+
+
 @cache
 def _trusted() -> ssl.SSLContext:
     # Reading the certificates takes 20 ms, so once is enough for all pockets.
     return httpx.create_ssl_context()
+
+
+def _date(headers: httpx.Headers) -> datetime | None:
+    try:
+        return parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return None
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

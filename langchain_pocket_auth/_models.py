@@ -26,7 +26,11 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ._errors import PocketAuthError, RedactedContext
+from ._errors import ConfigurationError, PocketAuthError, RedactedContext
+from ._placement import BEARER, Placed
+
+if TYPE_CHECKING:
+    import httpx
 
 REVEAL: Final = object()
 """Serialization context with which the vault, and nobody else, sees secrets."""
@@ -191,7 +195,10 @@ class AuthContext(Confidential, ABC):
     detail: Any | None = Field(default=None, description="detailed information")
     scopes: list[str] | None = Field(default=None, description="what was granted")
 
-    _env_keys: tuple[str, ...] = PrivateAttr(default=("ACCESS_TOKEN",))
+    _environment: Mapping[str, str] = PrivateAttr(
+        default_factory=lambda: {"ACCESS_TOKEN": "access_token"}
+    )
+    _placed: Placed | None = PrivateAttr(default=None)
     _provider: str | None = PrivateAttr(default=None)
 
     @field_validator("expires_at")
@@ -200,12 +207,58 @@ class AuthContext(Confidential, ABC):
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
     def to_dict(self) -> dict[str, str]:
-        """Return the token under the provider's environment keys."""
-        return dict.fromkeys(self._env_keys, self.access_token)
+        """Return the secrets under the provider's environment keys."""
+        named = {key: self._secret(name) for key, name in self._environment.items()}
+        return {key: value for key, value in named.items() if value is not None}
 
     def to_profiled_dict(self, profile: str) -> dict[str, str]:
         """Return `to_dict` with the upper-case profile before each key."""
         return {f"{profile.upper()}_{key}": v for key, v in self.to_dict().items()}
+
+    def _secret(self, name: str) -> str | None:
+        value = getattr(self, name, None)
+        return value if isinstance(value, str) else None
+
+    # ------------------------------------------------------------------- API calls
+
+    def headers(self) -> dict[str, str]:
+        """
+        Return the headers that authorize a call of the provider's API.
+
+        Most often `{"Authorization": "Bearer …"}`; where the API wants another header,
+        basic authentication or further headers, those.
+
+        Raises:
+            ConfigurationError: Headers are not enough: the API takes its credential
+                in the query or path (use `apply`), or wants signed requests.
+        """
+        placed = self._placement()
+        if placed.place.query or placed.place.url:
+            raise ConfigurationError(
+                f"{self._provider} takes its credential in the URL: use apply(request)"
+            )
+        return placed.rendered_headers()
+
+    def apply(self, request: httpx.Request) -> httpx.Request:
+        """
+        Put the credential where the provider's API takes it; return *request*.
+
+        Headers, query or path, as it is documented. `httpx.Client(auth=auth.apply)`
+        does so for every request of a client that talks to that API only.
+
+        Raises:
+            ConfigurationError: The request would go out without TLS to another
+                machine, or the API wants signed requests.
+        """
+        return self._placement().apply(request)
+
+    @property
+    def api_base_url(self) -> str | None:
+        """The address of the provider's API for this account, where it is known."""
+        return self._placement().rendered_base_url()
+
+    def _placement(self) -> Placed:
+        return self._placed or Placed(BEARER, {"token": self.access_token})
 
 
 class AuthenticateRequest(Confidential):
@@ -218,6 +271,14 @@ class AuthenticateRequest(Confidential):
         description="authentication scopes. if the authentication handler is non "
         "scoped, it isn't needed",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several accounts that a grant reaches."""
+
+    id: str
+    label: str
 
 
 class AuthenticateResponse(Confidential):

@@ -143,6 +143,7 @@ class Questions:
             missing_scopes=standing.missing,
             place=standing.key,
             upgrade=standing.session is not None,
+            account=standing.session.entry.account if standing.session else None,
         )
 
 

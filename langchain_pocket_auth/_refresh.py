@@ -13,14 +13,16 @@ from typing import Any
 from ._errors import (
     ConfigurationError,
     GrantRevoked,
+    PocketAuthError,
     ProviderUnavailable,
+    StorageError,
     StorageUnavailable,
 )
 from ._events import Event, Tell
 from ._http import is_transport_error
 from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
 from ._registry import provider_id
-from ._vault import Session, Stored, Typed, Vault, entry_key
+from ._vault import CAS_TRIES, Session, Stored, Typed, Vault, entry_key
 from .handlers import AuthHandlerInterface
 
 logger = logging.getLogger(__name__)
@@ -90,11 +92,14 @@ class Refresher:
         self._running: dict[
             tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
         ] = {}
+        self._obtaining: dict[
+            tuple[SessionKey, tuple[str, ...]], asyncio.Task[Stored[Session]]
+        ] = {}
         self._cooldown: dict[SessionKey, datetime] = {}
 
     async def close(self) -> None:
         """Let what runs end: the old refresh token may be spent already."""
-        await finished(self._running.values())
+        await finished([*self._running.values(), *self._obtaining.values()])
 
     async def renew(
         self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool = False
@@ -122,6 +127,62 @@ class Refresher:
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
         # A caller who is cancelled does not end the renewal for the others.
         return await asyncio.shield(task)
+
+    async def obtain(
+        self, key: SessionKey, handler: AuthHandlerInterface, scopes: Iterable[str]
+    ) -> Stored[Session]:
+        """
+        Return a session that is made without a person, with all of *scopes*.
+
+        Raises:
+            ProviderError: The provider refused or does not answer.
+            ConfigurationError: A setting is missing or wrong.
+        """
+        wanted = tuple(sorted(scopes))
+        task = self._obtaining.get((key, wanted))
+        if task is None:
+            task = asyncio.ensure_future(self._obtain(key, handler, wanted))
+            self._obtaining[key, wanted] = task
+            task.add_done_callback(lambda _: self._obtaining.pop((key, wanted), None))
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        return await asyncio.shield(task)
+
+    async def _obtain(
+        self, key: SessionKey, handler: AuthHandlerInterface, scopes: tuple[str, ...]
+    ) -> Stored[Session]:
+        request = handler.make_request(list(scopes))
+        sent, problem = self._vault.now(), "no answer in time"
+        context: AuthContext | None = None
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                context = await handler.authenticate(auth_req=request, future_uid="")
+        except PocketAuthError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises
+            problem = f"could not authenticate ({type(error).__name__})"
+        if context is None:
+            # Out here: the original may hold the app's secret.
+            raise ProviderUnavailable(
+                f"{handler.name}: {problem}", provider=provider_id(handler)
+            )
+        session = Session(
+            context=Typed.of(context),
+            # As asked: nobody could grant more if it were asked for again.
+            scopes=sorted({*scopes, *(context.scopes or ())}),
+            client_id=getattr(request, "client_id", None),
+            obtained_at=sent,
+        )
+        place = entry_key(Session, key)
+        for _ in range(CAS_TRIES):
+            old = await self._vault.get(Session, place)
+            saved = (
+                await self._vault.create(place, session)
+                if old is None
+                else await self._vault.replace(old, session)
+            )
+            if saved is not None:
+                return saved
+        raise StorageError("a session could not be saved: too many writers")
 
     async def _renew(
         self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool

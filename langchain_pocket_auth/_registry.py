@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from ._catalog import Catalog, Client, register_id
+from ._catalog import Catalog
 from ._errors import ConfigurationError, UnknownProvider
 from ._http import Http
 from ._models import Requirement
-from .handlers import AuthHandlerInterface, OAuth2Handler
-from .handlers._oauth2 import Registration
+from ._providers import register_id
+from ._rows import Client, Provider
+from .handlers import AuthHandlerInterface
+from .handlers._of_rows import handlers_of
+from .handlers._row import Memory, Registration, RowHandler
 
 
 class Registry:
-    """Finds handlers by name or provider; makes those of rows on demand."""
+    """
+    Finds handlers by name or provider; makes those of rows on demand.
+
+    Args:
+        catalog: The rows.
+        handlers: The app's own.
+        base_url: Where callbacks arrive.
+        clients: The app's registrations by provider.
+        app_name: What registrations that it makes itself are called.
+    """
 
     def __init__(
         self,
@@ -21,12 +34,15 @@ class Registry:
         handlers: Iterable[AuthHandlerInterface | type[AuthHandlerInterface]],
         *,
         base_url: str,
-        clients: dict[str, Client],
+        clients: Mapping[str, Client],
+        app_name: str | None = None,
     ) -> None:
-        self._catalog, self._clients = catalog, clients
-        self._base_url, self._http = base_url, Http()
+        self.catalog, self._base_url = catalog, base_url
+        self._clients = {self.canonical(name): value for name, value in clients.items()}
+        self._http, self._app_name = Http(), app_name
+        self._memory = Remembered()
         self._by_name: dict[str, AuthHandlerInterface] = {}
-        self._rows: dict[str, AuthHandlerInterface | None] = {}
+        self._rows: dict[str, list[AuthHandlerInterface]] = {}
         for entry in handlers:
             handler = self._bound(entry() if isinstance(entry, type) else entry)
             if handler.name in self._by_name:
@@ -37,21 +53,28 @@ class Registry:
         """Close the connections to providers."""
         await self._http.close()
 
+    def remember_in(self, memory: Memory) -> None:
+        """Say where clients that are registered by themselves are remembered."""
+        self._memory.store = memory
+
     @property
     def own(self) -> list[AuthHandlerInterface]:
         """The handlers that were passed in."""
         return list(self._by_name.values())
 
+    @property
+    def clients(self) -> Mapping[str, Client]:
+        """The app's registrations by provider."""
+        return self._clients
+
+    def canonical(self, provider: str) -> str:
+        """Return the id behind an alias; other ids as they are."""
+        return self.catalog.canonical(provider)
+
     def label(self, provider: str) -> str:
         """Return a provider's name for people."""
-        row = self._catalog.find(provider)
+        row = self.catalog.find(provider)
         return row.label if row else provider
-
-    def environment_keys(self, provider: str) -> tuple[str, ...]:
-        """Return the keys of `AuthContext.to_dict`."""
-        if row := self._catalog.find(provider):
-            return row.environment_keys
-        return (f"{provider.upper().replace('-', '_')}_TOKEN",)
 
     def of(self, provider: str) -> list[AuthHandlerInterface]:
         """
@@ -60,14 +83,19 @@ class Registry:
         Raises:
             UnknownProvider: There is none.
         """
+        provider = self.canonical(provider)
         own = [h for h in self.own if provider_id(h) == provider]
-        row = self._of_row(provider)
-        if own and row and provider not in self._clients:
-            row = None  # replaced by the app's own: it is not registered for the row
-        found = [*own, *([row] if row and row.name not in self._by_name else [])]
-        if not found:
-            self._catalog.get(provider)
-        return sorted(found, key=lambda h: not h.provider_default())
+        rows = [h for h in self._of_row(provider) if h.name not in self._by_name]
+        if own and provider not in self._clients:
+            rows = []  # replaced by the app's own: it is not registered for the row
+        if not own and not rows:
+            row = self.catalog.get(provider)
+            raise UnknownProvider(
+                f"{row.label} {row.unsupported}: pass a handler of your own in "
+                "PocketAuth(handlers=[...])"
+            )
+        # Stable: of several defaults an own one comes first.
+        return sorted([*own, *rows], key=lambda h: not h.provider_default())
 
     def named(self, name: str) -> AuthHandlerInterface:
         """
@@ -78,37 +106,71 @@ class Registry:
         """
         if handler := self._by_name.get(name):
             return handler
-        row = self._of_row(name.removesuffix("-oauth2"))
-        if row is None or row.name != name:
-            raise UnknownProvider(
-                f"no handler {name!r}: pass it as PocketAuth(handlers=[...])"
-            )
-        return row
+        for provider in self._providers_of(name):
+            for handler in self._of_row(provider):
+                if handler.name == name:
+                    return handler
+        raise UnknownProvider(
+            f"no handler {name!r}: pass it as PocketAuth(handlers=[...])"
+        )
+
+    @staticmethod
+    def _providers_of(name: str) -> Iterable[str]:
+        # "google-service-account-keypair" is of google_service_account, and
+        # "basicauth" of the provider of that name.
+        yield name
+        parts = name.split("-")
+        for end in range(len(parts) - 1, 0, -1):
+            yield "-".join(parts[:end])
+            yield "_".join(parts[:end])
 
     def candidates(self, requirement: Requirement) -> list[AuthHandlerInterface]:
         """Return the handlers whose sessions may serve *requirement*, best first."""
         if requirement.handler is None:
             return self.of(requirement.provider)
         handler = self.named(requirement.handler)
-        if provider_id(handler) != requirement.provider:
+        if provider_id(handler) != self.canonical(requirement.provider):
             raise ConfigurationError(
                 f"{handler.name!r} is a handler of {provider_id(handler)!r}, not of "
                 f"{requirement.provider!r}"
             )
         return [handler]
 
-    def _of_row(self, provider: str) -> AuthHandlerInterface | None:
+    def _of_row(self, provider: str) -> list[AuthHandlerInterface]:
         if provider not in self._rows:
-            row = self._catalog.find(provider)
-            self._rows[provider] = self._bound(OAuth2Handler.of(row)()) if row else None
+            row: Provider | None = self.catalog.find(provider)
+            made = handlers_of(row) if row else []
+            self._rows[provider] = [self._bound(kind()) for kind in made]
         return self._rows[provider]
 
     def _bound(self, handler: AuthHandlerInterface) -> AuthHandlerInterface:
         provider = register_id(handler.provider())
-        if isinstance(handler, OAuth2Handler):
-            client = self._clients.get(provider)
-            handler.bind(Registration(self._base_url, client, self._http))
+        if isinstance(handler, RowHandler):
+            handler.bind(
+                Registration(
+                    self._base_url,
+                    self._clients.get(provider),
+                    self._http,
+                    self._app_name,
+                    self._memory,
+                )
+            )
         return handler
+
+
+class Remembered:
+    """A memory that is told later where to remember: the store opens late."""
+
+    store: Memory | None = None
+
+    async def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what was remembered under a name, or `None`."""
+        return await self.store.recall(name) if self.store else None
+
+    async def remember(self, name: str, data: dict[str, Any]) -> None:
+        """Remember *data* under a name."""
+        if self.store:
+            await self.store.remember(name, data)
 
 
 def provider_id(handler: AuthHandlerInterface) -> str:

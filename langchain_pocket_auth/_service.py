@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ._engine import Engine
-from ._errors import ProviderError
+from ._errors import ProviderError, UnknownProvider
 from ._events import Event, Events
 from ._futures import FutureData
 from ._loop import LOOP
@@ -31,7 +32,7 @@ from ._refresh import advisory_at
 from ._registry import Registry
 from ._seal import KeyRing
 from ._task import AlreadyResumed
-from ._vault import Session, Vault
+from ._vault import Known, Session, Stored, Vault, handler_name, known_key
 from .storage import StorageBackend, storage_from_url
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Service:
         cache_ttl: timedelta,
     ) -> None:
         self.registry, self.owners, self.base_url = registry, owners, base_url
+        registry.remember_in(self)
         self.interactive = interactive
         self._storage, self._keys = storage, keys
         self._listen, self._future_ttl = listen, future_ttl
@@ -146,11 +148,8 @@ class Service:
         return "the user's own" if self._storage is None else self._storage
 
     async def _open(self) -> Engine:
-        storage, keys = self._storage, self._keys
-        if storage is None:
-            from platformdirs import user_data_path
-
-            storage = f"sqlite:///{user_data_path('pocket-auth') / 'sessions.db'}"
+        keys = self._keys
+        storage = default_storage() if self._storage is None else self._storage
         ephemeral = storage == "memory://"
         if isinstance(storage, str):
             backend = storage_from_url(storage)
@@ -212,10 +211,14 @@ class Service:
         return self._writes
 
     def keep(
-        self, owner: Owner, requirement: Requirement, session: Session, writes: int
+        self,
+        owner: Owner,
+        requirement: Requirement,
+        stored: Stored[Session],
+        writes: int,
     ) -> AuthContext:
         """Return a session's context for tools, and remember it for a while."""
-        context = self.for_tool(requirement, session)
+        context, session = self.for_tool(requirement, stored), stored.entry
         # Read before somebody wrote: perhaps old already.
         if self._cache_ttl_s and writes == self._writes and not session.needs_consent:
             self._cache.setdefault(owner, {})[requirement] = Cached(
@@ -233,19 +236,23 @@ class Service:
         self._writes += 1
         self._cache.pop(owner, None)
 
-    def for_tool(self, requirement: Requirement, session: Session) -> AuthContext:
+    def for_tool(
+        self, requirement: Requirement, stored: Stored[Session]
+    ) -> AuthContext:
         """Return what a tool gets: without what renews the grant."""
-        context = session.auth_context()
+        context = stored.entry.auth_context()
         update: dict[str, Any] = dict.fromkeys(
-            {"refresh_token", "id_token"} & type(context).model_fields.keys()
+            {"refresh_token", "id_token", "client"} & type(context).model_fields.keys()
         )
         if not requirement.detail:
             update["detail"] = None
-        update["scopes"] = list(session.scopes)
+        update["scopes"] = list(stored.entry.scopes)
         copy = context.model_copy(update=update)
-        provider = requirement.provider
-        copy._provider = provider  # noqa: SLF001 - of our own base class
-        copy._env_keys = self.registry.environment_keys(provider)  # noqa: SLF001
+        copy._provider = self.registry.canonical(requirement.provider)  # noqa: SLF001 - of our own base class
+        with suppress(UnknownProvider):  # of a handler that is not passed any more
+            handler = self.registry.named(handler_name(stored))
+            copy._environment = handler.environment()  # noqa: SLF001
+            copy._placed = handler.placement(context)  # noqa: SLF001
         return copy
 
     # ----------------------------------------------------- what gate and guard need
@@ -265,7 +272,7 @@ class Service:
             else:
                 if stored is not None:
                     need = outcome.requirement
-                    context = self.keep(owner, need, stored.entry, writes)
+                    context = self.keep(owner, need, stored, writes)
             contexts.append(context)
         return contexts
 
@@ -323,6 +330,19 @@ class Service:
         """Let another run go on after a pause."""
         await (await self._engine()).pauses.release(task, name, holder)
 
+    # ----------------------------------------------------------- what the app knows
+
+    async def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what was remembered under a name, or `None`."""
+        vault = (await self._engine()).vault
+        known = await vault.get(Known, known_key(name))
+        return known.entry.data if known else None
+
+    async def remember(self, name: str, data: dict[str, Any]) -> None:
+        """Remember *data*, sealed, unless something is remembered already."""
+        vault = (await self._engine()).vault
+        await vault.create(known_key(name), Known(data=data))
+
     # ------------------------------------------------------- behind the FutureStore
 
     def find_future(self, uid: str) -> FutureData | None:
@@ -347,8 +367,19 @@ class Service:
         return self._opened is None and (self._closed or self._storage == "memory://")
 
 
-async def _key_file() -> KeyRing:
+def default_storage() -> str:
+    """Return the URL of the store that is used where none is named."""
+    from platformdirs import user_data_path
+
+    return f"sqlite:///{user_data_path('pocket-auth') / 'sessions.db'}"
+
+
+def key_path() -> Path:
+    """Return the file of the keys that are used where none are given."""
     from platformdirs import user_config_path
 
-    path = user_config_path("pocket-auth") / "keys"
-    return await asyncio.to_thread(KeyRing.file, path)
+    return user_config_path("pocket-auth") / "keys"
+
+
+async def _key_file() -> KeyRing:
+    return await asyncio.to_thread(KeyRing.file, key_path())

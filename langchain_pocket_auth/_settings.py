@@ -15,9 +15,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ._catalog import Client
 from ._errors import ConfigurationError
 from ._http import LOOPBACK_HOSTS
+from ._rows import Client
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8711"
 """A fixed port, because redirect URIs are registered with one."""

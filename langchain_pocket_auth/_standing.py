@@ -8,6 +8,7 @@ from datetime import datetime
 
 from ._models import AuthenticateRequest, AuthState, Owner, Requirement, SessionKey
 from ._refresh import usable
+from ._registry import provider_id
 from ._vault import Future, Session, Shelf, Stored
 from .handlers import AuthHandlerInterface
 
@@ -23,6 +24,7 @@ class Standing:
     session: Stored[Session] | None
     future: Stored[Future] | None
     missing: tuple[str, ...]
+    """Scopes that the session does not grant; all, where it is made anew."""
 
 
 def decide(
@@ -48,7 +50,7 @@ def decide(
     first: Standing | None = None
     for handler in candidates:
         key = SessionKey(
-            owner, requirement.provider, requirement.profile, handler.connection()
+            owner, provider_id(handler), requirement.profile, handler.connection()
         )
         if first is not None and not shelf.holds(Session, key):
             continue  # a further handler counts by its sessions only
@@ -80,6 +82,10 @@ def _decide_one(  # noqa: PLR0917 - private, and called once
         state = usable(stored.entry, handler, request, now)
         if not missing and state is not None:
             return Standing(state, handler, request, key, stored, future, ())
+    if handler.unattended:  # made anew without anybody, wider if need be
+        wanted = {*needed, *(stored.entry.scopes if stored else ())}
+        state = AuthState.DO_REFRESH
+        return Standing(state, handler, request, key, None, None, tuple(wanted))
     state = AuthState.DO_AUTH if stored else AuthState.NO_SESSION
     if future is not None and is_open(future.entry, now):
         if future.entry.resolved:

@@ -25,9 +25,9 @@ from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
 from langchain_core.tools.base import get_all_basemodel_annotations
 from pydantic import BaseModel
 
-from ._catalog import register_id
 from ._models import AuthContext, Owner, Requirement
 from ._owner import OwnerSource
+from ._providers import register_id
 from ._task import GuardedCall, TaskRun, just_resumed, place_of
 
 Inject = Mapping[str, Callable[[AuthContext], Any]]

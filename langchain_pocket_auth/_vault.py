@@ -142,6 +142,12 @@ class Session(_Entry):
             )
         return context
 
+    @property
+    def account(self) -> str | None:
+        """Whose account it is, where the provider told."""
+        account = self.context.data.get("account")
+        return account if isinstance(account, str) else None
+
 
 class Future(_Entry):
     """A request for consent, waiting for the person."""
@@ -168,6 +174,8 @@ class Future(_Entry):
     """What the person left out."""
     resolved: str | None = None
     """Name of an attempt that was answered outside a callback."""
+    choosing: str | None = None
+    """Name of an attempt whose person has yet to choose an account."""
     expires_at: datetime
 
 
@@ -210,11 +218,13 @@ class Attempt(_Entry):
     scopes: list[str]
     request: Typed
     data: dict[str, Any] = Field(default_factory=dict)
-    status: Literal["pending", "exchanging", "resolved", "done", "denied", "failed"] = (
-        "pending"
-    )
+    status: Literal[
+        "pending", "exchanging", "choosing", "resolved", "done", "denied", "failed"
+    ] = "pending"
     answer: Any = None
     """What it was resolved with outside a callback, until it is exchanged."""
+    context: Typed | None = None
+    """The grant, while its person chooses an account."""
     answer_digest: str | None = None
     expires_at: datetime
     exchange_until: datetime | None = None
@@ -251,6 +261,14 @@ class Pause(_Entry):
     configurable: dict[str, Any] = Field(default_factory=dict)
     waits_for: list[Waited] = Field(default_factory=list)
     claims: dict[str, Claim] = Field(default_factory=dict)
+
+
+class Known(_Entry):
+    """What the app got to know and has to remember: a client that it registered."""
+
+    purpose = "known"
+
+    data: dict[str, Any]
 
 
 class _Canary(_Entry):
@@ -430,6 +448,17 @@ def attempt_key(uid: str) -> Key:
 def pause_key(task: str) -> Key:
     """Where the pause of a task is stored."""
     return ("pause", task)
+
+
+def known_key(name: str) -> Key:
+    """Where something known by that name is stored."""
+    return ("known", name)
+
+
+def handler_name(stored: Stored[Session]) -> str:
+    """Return the name of the handler that a session came from."""
+    connection: str = json.loads(stored.key[1])[3]
+    return connection.partition("?")[0]
 
 
 def entry_key(kind: type[_Entry], key: SessionKey) -> Key:

@@ -95,9 +95,10 @@ class Waiting:
             if (stored := await self.of(attempt)) is None:
                 return
             old = stored.entry
-            update: dict[str, Any] = {}
-            if old.resolved == attempt.uid:
-                update["resolved"] = None
+            marks = {"resolved": old.resolved, "choosing": old.choosing}
+            update: dict[str, Any] = {
+                mark: None for mark, uid in marks.items() if uid == attempt.uid
+            }
             if status == "denied":
                 # A refusal in one tab does not undo a success in another.
                 if old.id == attempt.future_id and old.status == "pending":
@@ -139,6 +140,14 @@ class Waiting:
                 self._wake(stored.entry.id)
                 return True
         return False
+
+    async def choosing(self, attempt: Attempt) -> None:
+        """Mark that the person has yet to choose an account."""
+        for _ in range(CAS_TRIES):
+            if (stored := await self.of(attempt)) is None:
+                return
+            if await self._replace(stored, {"choosing": attempt.uid}):
+                return
 
     async def unresolve(self, key: SessionKey, uid: str) -> None:
         """Take that mark back: the answer led nowhere, the link works again."""

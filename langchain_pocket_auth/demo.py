@@ -24,11 +24,11 @@ import httpx
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 
-from ._catalog import Provider
 from ._errors import AuthorizationRefused, AuthorizationRequired, PocketAuthError
 from ._models import AuthContext
 from ._pocket import PocketAuth
 from ._resume import pending_authorizations, resume
+from ._rows import Provider
 from ._seal import new_key
 from ._tools import InjectedAuth
 

@@ -10,11 +10,14 @@ from typing import Any
 from ._cards import Card
 from ._engine import Engine, declined, withheld
 from ._errors import AuthorizationRequired, CallbackRefused
+from ._exchange import Result
 from ._models import Consent, Owner, Requirement
 from ._service import Service
+from .handlers._device import DeviceCode
 from .server import callback_of
 
 PROMPT = "Paste the address here: "
+NUMBER = "Number: "
 TRIES = 3  # of pasting
 
 
@@ -27,16 +30,19 @@ class Connecting:
         self._service, self._owner = service, owner
         self._need = requirement
 
-    async def run(self, *, paste: bool, timeout_s: float) -> None:
+    async def run(self, *, paste: bool, device: bool, timeout_s: float) -> None:
         """Ask, if there is something to ask, and wait for the answer."""
+        listen = not (paste or device)
         consent = await self._service.ask(
-            lambda e: e.prepare(self._owner, self._need, listen=not paste)
+            lambda e: e.prepare(self._owner, self._need, listen=listen)
         )
         if consent is None:
             return
         place, outcome = _Place(), f"{consent.display_name} is not connected."
         try:
-            if paste:
+            if device:
+                await self._elsewhere(consent, place, timeout_s)
+            elif paste:
                 await self._pasted(consent, place)
                 await self._service.ask(lambda e: self._ended(e, consent.display_name))
             else:
@@ -51,14 +57,34 @@ class Connecting:
             # What was shown is kept in the notebook's file: it must not be of use.
             place.close(Card(outcome))
 
+    async def _elsewhere(
+        self, consent: Consent, place: _Place, timeout_s: float
+    ) -> None:
+        """Let the person agree on another machine (RFC 8628)."""
+        loop, ticket = asyncio.get_running_loop(), consent.url.rpartition("/")[2]
+
+        def show(code: DeviceCode) -> None:  # on the background loop
+            loop.call_soon_threadsafe(place.show, _code(consent, code))
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._service.ask(lambda e: e.attempts.device(ticket, show))
+        except TimeoutError:
+            raise AuthorizationRequired(
+                f"{consent.display_name} was not connected within {timeout_s:g} "
+                "seconds",
+                provider=consent.provider,
+                scopes=consent.scopes,
+            ) from None
+
     async def _pasted(self, consent: Consent, place: _Place) -> None:
         base_url, note = self._service.base_url, None
         url = await self._service.ask(lambda e: e.begin(consent))
         for left in reversed(range(TRIES)):
             place.show(_page(consent, url, base_url, note))
             try:
-                answer = callback_of(await _asked(), base_url)
-                await self._answered(answer, consent.key)
+                answer = callback_of(await _asked(PROMPT), base_url)
+                result = await self._answered(answer, consent.key)
             except CallbackRefused as error:
                 if not left:
                     raise
@@ -67,13 +93,31 @@ class Connecting:
                     note = "That took too long: begin anew."
                     url = await self._service.ask(lambda e: e.begin(consent))
             else:
+                if result.outcome == "choose":
+                    await self._chosen(consent, place)
                 return
 
-    async def _answered(self, answer: dict[str, str | None], future_id: str) -> None:
+    async def _answered(self, answer: dict[str, Any], future_id: str) -> Result:
         uid = answer.pop("uid") or ""
-        await self._service.ask(
+        return await self._service.ask(
             lambda e: e.attempts.answer(uid, **answer, future_id=future_id)
         )
+
+    async def _chosen(self, consent: Consent, place: _Place) -> None:
+        """Let the person choose between the accounts that the grant reaches."""
+        ticket = consent.url.rpartition("/")[2]
+        stored, _ = await self._service.ask(lambda e: e.attempts.ticket(ticket))
+        choices = await self._service.ask(lambda e: e.attempts.choices(stored.entry))
+        numbered = {str(n): choice for n, choice in enumerate(choices, 1)}
+        lines = [f"{number}: {choice.label}" for number, choice in numbered.items()]
+        title = f"Which account at {consent.display_name}?"
+        place.show(Card(title, (*lines, "Type its number below.")))
+        for left in reversed(range(TRIES)):
+            if choice := numbered.get((await _asked(NUMBER)).strip()):
+                await self._service.ask(lambda e: e.attempts.choose(ticket, choice.id))
+                return
+            if not left:
+                raise CallbackRefused("malformed")
 
     async def _ended(self, engine: Engine, name: str) -> None:
         """
@@ -105,6 +149,21 @@ def _asked_for(consent: Consent) -> tuple[str, ...]:
 def _link(consent: Consent) -> Card:
     title = f"Connect {consent.display_name}"
     return Card(title, _asked_for(consent), consent.url, title)
+
+
+def _code(consent: Consent, code: DeviceCode) -> Card:
+    name, url = consent.display_name, code.verification_uri
+    lines = (
+        *_asked_for(consent),
+        f"1. Open {url} on any machine.",
+        f"2. Type the code {code.user_code} there, and agree.",
+    )
+    return Card(
+        f"Connect {name}",
+        lines,
+        code.verification_uri_complete or url,
+        f"Open {name}",
+    )
 
 
 def _page(consent: Consent, url: str, base_url: str, note: str | None) -> Card:
@@ -150,8 +209,8 @@ def _in_kernel() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-async def _asked() -> str:
+async def _asked(prompt: str) -> str:
     if _in_kernel():
         # Its own prompt, which only its main thread may show. Cells run one by one.
-        return getpass.getpass(PROMPT)
-    return await asyncio.to_thread(getpass.getpass, PROMPT)
+        return getpass.getpass(prompt)
+    return await asyncio.to_thread(getpass.getpass, prompt)

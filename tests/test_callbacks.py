@@ -657,10 +657,12 @@ async def test_proxy_of_the_environment_is_not_asked_for_this_machine(
         http = Http()
         for place in ("127.0.0.1", "localhost", "[::1]"):
             with pytest.raises(ProviderUnavailable):
-                await http.post(f"http://{place}:{free_port()}", provider="p", data={})
+                await http.request(
+                    "POST", f"http://{place}:{free_port()}", provider="p"
+                )
         assert asked == []
         with pytest.raises(ProviderUnavailable):
-            await http.post("http://elsewhere.example/", provider="p", data={})
+            await http.request("POST", "http://elsewhere.example/", provider="p")
         await http.close()
     assert asked == [b"POST http://elsewhere.example/ HTTP/1.1\r\n"]
 

@@ -17,9 +17,11 @@ NAME = PACKAGE.name
 # module, whose files may import each other.
 LAYERS = """
 _errors
+_placement _providers
 _models _loop _cards _history
 _events
 _http _seal _futures
+_rows
 _catalog
 handlers storage
 _vault _registry
@@ -39,6 +41,7 @@ _graph _middleware
 _service _settings
 server _autoresume
 notebook
+_sessions
 _pocket
 testing
 demo
@@ -55,11 +58,12 @@ LEVEL = {
 PLACES = {
     "aiosqlite": "storage",
     "authlib": "testing",
-    "cryptography": "_seal",
+    "cryptography": "_seal handlers testing",
     "fastapi": "server",
     "flask": "testing",
     "httpx": "_http testing demo",
     "jinja2": "server",
+    "jwt": "handlers testing",
     "langchain": "_middleware demo",
     "IPython": "notebook",
     "langgraph": "_autoresume _gate _graph _guard _middleware _owner _pocket _resume _steps _task demo",

@@ -176,8 +176,8 @@ def test_page_without_names_still_reads_well():
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_form_is_there_only_where_it_helps(outcome):
-    """Two outcomes have a form of their own; the caller adds or removes one."""
-    own = 1 if outcome in {Outcome.PENDING, Outcome.FAILED} else 0
+    """Three outcomes have a form of their own; the caller adds or removes one."""
+    own = 1 if outcome in {Outcome.PENDING, Outcome.FAILED, Outcome.CHOOSE} else 0
     assert len(Page(outcome).find("form")) == own
     assert len(Page(outcome, button="").find("form")) == 0
     shown = Page(outcome, button="Connect after all")

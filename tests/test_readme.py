@@ -34,14 +34,15 @@ def github(
         scopes=["repo"],
         token_endpoint_auth_method="client_secret_post",
     )
-    rows = tmp_path / "rows"
-    rows.mkdir()
-    row = (catalog.BUNDLED / "github.toml").read_text()
-    row = row.replace(
+    row = catalog._sections(catalog.BUNDLED)["github"].replace(
         "https://github.com/login/oauth/authorize", server.authorization_endpoint
-    ).replace("https://github.com/login/oauth/access_token", server.token_endpoint)
-    assert "https://github.com" not in row
-    (rows / "github.toml").write_text(row)
+    )
+    row = row.replace(
+        "https://github.com/login/oauth/access_token", server.token_endpoint
+    )
+    assert row.count("https://github.com") == 1  # of the device flow
+    rows = tmp_path / "providers.toml"
+    rows.write_text(row)
     monkeypatch.setattr(catalog, "BUNDLED", rows)
     monkeypatch.setenv("POCKET_AUTH_BASE_URL", base)
     monkeypatch.setenv("POCKET_AUTH_STORAGE", f"sqlite:///{tmp_path}/sessions.db")

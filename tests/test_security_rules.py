@@ -338,7 +338,9 @@ async def test_cookie_of_one_persons_answer_is_not_sent_for_the_next() -> None:
         http_answer("200 OK"),
     ) as server:
         for _ in range(2):
-            await http.post(f"{server.base}/token", provider="p", data={"a": "b"})
+            await http.request(
+                "POST", f"{server.base}/token", provider="p", data={"a": "b"}
+            )
     await http.close()
     assert all(b"cookie" not in request.lower() for request in server.requests)
 
@@ -352,7 +354,8 @@ async def test_redirect_of_a_token_request_is_not_followed(status: str) -> None:
     async with Recorder(http_answer("200 OK")) as second:
         location = f"Location: {second.base}/token"
         async with Recorder(http_answer(status, b"", location)) as first:
-            answer = await http.post(
+            answer = await http.request(
+                "POST",
                 f"{first.base}/token",
                 provider="p",
                 data={"refresh_token": "r"},
@@ -385,7 +388,7 @@ async def test_retry_after_is_read_or_left_alone(
                 b"Retry-After: ", b"Retry-After: " + value.encode("latin-1")
             )
         )
-        answer = await http.post(f"{server.base}/token", provider="p", data={})
+        answer = await http.request("POST", f"{server.base}/token", provider="p")
     await http.close()
     assert answer.retry_after_s == expected
 
@@ -402,7 +405,8 @@ async def test_unreachable_provider_is_told_without_the_request() -> None:
     with pytest.raises(
         ProviderUnavailable, match=r"127\.0\.0\.1 \(ConnectError\)"
     ) as caught:
-        await http.post(
+        await http.request(
+                "POST",
             f"http://127.0.0.1:{free_port()}/token",
             provider="p",
             data={"client_secret": "a-secret-value"},

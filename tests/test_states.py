@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+import tomllib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +51,6 @@ from langchain_pocket_auth import (
     RedactedContext,
     UnknownProvider,
 )
-from langchain_pocket_auth._catalog import BUNDLED, read_providers
 from langchain_pocket_auth._models import Requirement, Turn, find_type, type_name
 from langchain_pocket_auth._seal import KeyRing, new_key
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
@@ -386,9 +386,12 @@ async def test_owners_profiles_and_threads_are_apart(
     assert await pocket.list_session_state("1") == [
         {
             "provider": "acme",
+            "handler": "acme-oauth2",
             "profile": "default",
+            "account": None,
             "scope": ["read"],
-            "state": (await pocket.check(asks(pocket), **on(thread_id="1"))),
+            "state": AuthState.SKIP_AUTH,
+            "expires_at": (await token(pocket, thread_id="1")).expires_at,
         }
     ]
     assert await pocket.list_session_state("1", auth_provider="zeta") == []
@@ -621,33 +624,18 @@ def test_wrong_facts_are_refused_with_row_and_key(
         Provider(id="own", **facts)
 
 
-def test_every_bundled_row_is_valid_and_known_to_the_enum() -> None:
-    """`AuthProvider` and the files list the same providers; each makes a handler."""
-    files = sorted(BUNDLED.glob("*.toml"))
-    rows = [row for file in files for row in read_providers(file)]
-    assert [row.id for row in rows] == [file.stem for file in files]
-    literal = {str(member) for member in AuthProvider.__members__.values()}
-    assert literal == {row.id for row in rows}
-    pocket = PocketAuth("memory://")
-    for row in rows:
-        handler = pocket.find_handler_instance(auth_provider=row.id)
-        assert (handler.name, str(handler.provider())) == (row.handler_name, row.id)
-        assert row.docs
-        assert row.checked
-
-
 def test_bundled_row_is_read_when_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Making a pocket reads no row; using one reads that one, once."""
     reads: list[str] = []
-    real = read_providers
+    real = tomllib.loads
 
-    def counted(path: Path) -> list[Provider]:
-        reads.append(path.stem)
-        return real(path)
+    def counted(text: str) -> dict[str, Any]:
+        reads.extend(real(text))
+        return real(text)
 
-    monkeypatch.setattr("langchain_pocket_auth._catalog.read_providers", counted)
+    monkeypatch.setattr("langchain_pocket_auth._catalog.tomllib.loads", counted)
     pocket = PocketAuth(
         "memory://", clients={"github": Client(client_id="i", client_secret="s")}
     )
@@ -880,7 +868,7 @@ async def test_listing_survives_an_app_registration_that_was_removed(
     assert [s["state"] for s in await first.list_session_state()] == [
         AuthState.SKIP_AUTH
     ]
-    rows = [first._service.registry._catalog.get("acme")]
+    rows = [first._service.registry.catalog.get("acme")]
     bare = PocketAuth(
         f"sqlite:///{tmp_path}/s.db",
         keys="k:" + "A" * 43,

@@ -22,7 +22,10 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
@@ -406,6 +409,378 @@ def test_metadata_describes_the_server(app: App) -> None:
     path = "/.well-known/oauth-authorization-server"
     app.server.fault("mutate", path=path, set={promise: True})
     assert httpx.get(well_known).json()[promise] is True
+
+
+# The server is an OpenID provider
+
+
+def claims_of(id_token: str) -> dict[str, Any]:
+    """Return what an ID token says, unproved."""
+    return jwt.decode(id_token, options={"verify_signature": False})
+
+
+def test_scope_openid_is_answered_with_an_id_token(app: App) -> None:
+    """It is signed with the published key, and for this request only."""
+    answer = app.tokens(scope="openid email profile", nonce="n-1")
+    keys = jwt.PyJWKSet.from_dict(httpx.get(app.server.jwks_uri).json())
+    claims = jwt.decode(
+        answer["id_token"],
+        keys["1"],
+        issuer=app.server.issuer,
+        audience="app",
+        options={"require": ["exp", "iat", "sub"]},
+    )
+    assert (claims["sub"], claims["nonce"]) == ("alice", "n-1")
+    assert (claims["email"], claims["name"]) == ("alice@users.test", "Alice")
+    assert app.server.issued_id_tokens == [answer["id_token"]]
+    refreshed = claims_of(app.refresh(answer["refresh_token"]).json()["id_token"])
+    assert refreshed["sub"] == "alice"
+    assert "nonce" not in refreshed
+
+
+def test_id_token_says_only_what_was_asked_for(app: App) -> None:
+    """No openid, no ID token; no email, no e-mail address."""
+    assert "id_token" not in app.tokens(scope="email", nonce="n")
+    claims = claims_of(app.tokens(scope="openid")["id_token"])
+    assert claims.keys() == {"iss", "sub", "aud", "iat", "exp"}
+
+
+def test_id_token_lies_as_the_options_say(app: App) -> None:
+    """Claims are replaced or left out; the rest stays right."""
+    app.server.id_token_claims = {"iss": "https://evil.test", "sub": None}
+    app.server.id_token_ttl_s = -5
+    claims = claims_of(app.tokens(scope="openid")["id_token"])
+    assert claims["iss"] == "https://evil.test"
+    assert "sub" not in claims
+    assert claims["exp"] < time.time()
+    assert claims["aud"] == "app"
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm"), [("other", "RS256"), ("none", "none"), ("hs256", "HS256")]
+)
+def test_id_token_is_forged_as_the_options_say(
+    app: App, key: Any, algorithm: str
+) -> None:
+    """The published key does not check it, although it says so."""
+    app.server.id_token_key = key
+    token = app.tokens(scope="openid")["id_token"]
+    header = jwt.get_unverified_header(token)
+    assert (header["alg"], header["kid"]) == (algorithm, "1")
+    keys = jwt.PyJWKSet.from_dict(httpx.get(app.server.jwks_uri).json())
+    with pytest.raises(jwt.InvalidTokenError):
+        jwt.decode(token, keys["1"], audience="app")
+
+
+@pytest.mark.parametrize("algorithm", ["PS512", "ES256", "ES384", "ES512", "EdDSA"])
+def test_signing_key_is_of_the_algorithm_and_rotates(app: App, algorithm: str) -> None:
+    """One key is published at a time, by its name."""
+    app.server.id_token_algorithm = algorithm
+    for app.server.signing_key in ("1", "2"):
+        answer = app.tokens(scope="openid")
+        [key] = httpx.get(app.server.jwks_uri).json()["keys"]
+        assert (key["kid"], key["alg"]) == (app.server.signing_key, algorithm)
+        assert jwt.decode(answer["id_token"], jwt.PyJWK(key), audience="app")
+    assert app.server.document_reads == {"/jwks": 2}
+
+
+def test_issuer_may_have_a_path() -> None:
+    """Its metadata is at the places of RFC 8414 and OpenID, and nowhere else."""
+    with AuthorizationServer(issuer_path="/t/1") as server:
+        assert server.issuer == f"{server.origin}/t/1"
+        places = {
+            "/.well-known/oauth-authorization-server/t/1": 200,
+            "/.well-known/openid-configuration/t/1": 200,
+            "/t/1/.well-known/openid-configuration": 200,
+            "/.well-known/openid-configuration": 404,
+            "/t/2/.well-known/openid-configuration": 404,
+            "/.well-known/other/t/1": 404,
+        }
+        for path, status in places.items():
+            answer = httpx.get(server.origin + path)
+            assert answer.status_code == status
+            assert (answer.json() == server.metadata) is (status == 200)
+        assert server.metadata["token_endpoint"] == f"{server.origin}/token"
+
+
+# The server registers clients
+
+
+def register_app(app: App, **metadata: Any) -> httpx.Response:
+    """Send a registration request (RFC 7591)."""
+    return app.http.post(
+        app.server.registration_endpoint, json={"redirect_uris": [CALLBACK]} | metadata
+    )
+
+
+def test_client_registers_itself(app: App) -> None:
+    """It may do what it registered for, with the secret that it got."""
+    answer = register_app(
+        app,
+        application_type="native",
+        scope="repo",
+        grant_types=["authorization_code", "refresh_token"],
+    )
+    assert answer.status_code == 201
+    made = answer.json()
+    assert made["client_secret_expires_at"] == 0
+    assert app.server.registrations == 1
+    code = app.callback(client_id=made["client_id"], scope="repo")["code"]
+    pair = (made["client_id"], made["client_secret"])
+    form = {
+        "grant_type": "authorization_code",
+        "code": code,
+        "redirect_uri": CALLBACK,
+        "code_verifier": app.verifier,
+    }
+    tokens = app.http.post(app.server.token_endpoint, data=form, auth=pair).json()
+    assert tokens["scope"] == "repo"
+    refused = app.callback(client_id=made["client_id"], scope="repo gist")
+    assert refused["error"] == "invalid_scope"
+    form = {"grant_type": "client_credentials"}
+    answer = app.http.post(app.server.token_endpoint, data=form, auth=pair)
+    assert answer.json()["error"] == "unauthorized_client"
+
+
+def test_public_client_gets_no_secret(app: App) -> None:
+    """It asked for none."""
+    made = register_app(
+        app, application_type="native", token_endpoint_auth_method="none"
+    ).json()
+    assert "client_secret" not in made
+    assert app.server.clients[made["client_id"]].token_endpoint_auth_method == "none"
+
+
+def test_registered_secret_expires(app: App) -> None:
+    """After its time the client is not accepted any more."""
+    app.server.client_secret_ttl_s = 60
+    made = register_app(
+        app, application_type="native", grant_types=["client_credentials"]
+    ).json()
+    form = {"grant_type": "client_credentials"}
+    pair = (made["client_id"], made["client_secret"])
+    answer = app.http.post(app.server.token_endpoint, data=form, auth=pair)
+    assert answer.status_code == 200
+    app.server.clock = lambda: time.time() + 61
+    answer = app.http.post(app.server.token_endpoint, data=form, auth=pair)
+    assert answer.json()["error"] == "invalid_client"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ({"application_type": "web"}, "invalid_redirect_uri"),
+        ({"application_type": "native", "redirect_uris": []}, "invalid_redirect_uri"),
+        (
+            {"application_type": "native", "redirect_uris": ["https://app.test/c"]},
+            "invalid_redirect_uri",
+        ),
+        ({"redirect_uris": ["http://app.test/c"]}, "invalid_redirect_uri"),
+        ({"redirect_uris": ["nowhere"]}, "invalid_client_metadata"),
+        (
+            {
+                "application_type": "native",
+                "token_endpoint_auth_method": "private_key_jwt",
+            },
+            "invalid_client_metadata",
+        ),
+    ],
+)
+def test_client_that_does_not_fit_is_not_registered(
+    app: App, metadata: dict[str, Any], error: str
+) -> None:
+    """Web apps are at https addresses elsewhere, native ones on this machine."""
+    answer = register_app(app, **metadata)
+    assert (answer.status_code, answer.json()["error"]) == (400, error)
+    assert app.server.registrations == 0
+
+
+# The server knows devices
+
+DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
+
+
+def ask_device(app: App, **form: str) -> dict[str, Any]:
+    """Ask for the two codes."""
+    form = {"scope": "openid repo"} | form
+    answer = app.post(app.server.device_authorization_endpoint, **form)
+    return answer.json()
+
+
+def poll(app: App, codes: dict[str, Any]) -> dict[str, Any]:
+    """Ask whether the person has decided."""
+    return app.post(grant_type=DEVICE, device_code=codes["device_code"]).json()
+
+
+def test_device_gets_a_token_when_its_person_agrees(app: App) -> None:
+    """The person types the code in any way, signs in and agrees; once."""
+    codes = ask_device(app)
+    assert (codes["interval"], codes["expires_in"]) == (5, 600)
+    assert poll(app, codes)["error"] == "authorization_pending"
+    page = Browser().approve_device(
+        codes["verification_uri"], f" {codes['user_code'].lower()} "
+    )
+    assert "go back to your device" in page.text
+    answer = poll(app, codes)
+    assert answer["scope"] == "openid repo"
+    assert claims_of(answer["id_token"])["sub"] == "alice"
+    assert app.refresh(answer["refresh_token"]).status_code == 200
+    assert poll(app, codes)["error"] == "invalid_grant"
+    assert app.server.device_authorizations == app.server.authorizations == 1
+    assert app.server.token_requests[DEVICE] == 1
+
+
+def test_device_hears_that_its_person_refuses(app: App) -> None:
+    """The link with the code in it needs no typing."""
+    codes = ask_device(app)
+    Browser().approve_device(codes["verification_uri_complete"], approve=False)
+    assert poll(app, codes)["error"] == "access_denied"
+    assert app.server.denials == 1
+    page = Browser().approve_device(codes["verification_uri_complete"])
+    assert page.status_code == 404
+
+
+def test_device_that_asks_too_often_has_to_slow_down(app: App) -> None:
+    """Each early poll adds 5 s to the interval, for good (RFC 8628 section 3.5)."""
+    now = time.time()
+    app.server.clock = lambda: now
+    codes = ask_device(app)
+    heard = []
+    for waited in (0, 4, 10, 9, 15):
+        now += waited
+        heard.append(poll(app, codes)["error"].removeprefix("authorization_"))
+    assert heard == ["pending", "slow_down", "pending", "slow_down", "pending"]
+
+
+def test_code_of_a_device_expires(app: App) -> None:
+    """Neither the device nor the person can use it any more."""
+    app.server.device_code_ttl_s = 30
+    codes = ask_device(app)
+    app.server.clock = lambda: time.time() + 31
+    assert poll(app, codes)["error"] == "expired_token"
+    page = Browser().approve_device(codes["verification_uri_complete"])
+    assert page.status_code == 404
+
+
+def test_device_of_another_client_gets_nothing(app: App) -> None:
+    """A device code is bound to its client, and a client to its scopes."""
+    app.server.register(client_id="app", client_secret=SECRET, scopes=["repo"])
+    assert ask_device(app, scope="gist")["error"] == "invalid_scope"
+    codes = ask_device(app, scope="")
+    app.server.register(client_id="tv")
+    form = {"client_id": "tv", "device_code": codes["device_code"]}
+    answer = app.http.post(
+        app.server.token_endpoint, data={"grant_type": DEVICE} | form
+    )
+    assert answer.json()["error"] == "unauthorized_client"
+    made_up = app.post(grant_type=DEVICE, device_code="made-up").json()
+    assert made_up["error"] == "invalid_grant"
+
+
+def test_device_page_is_good_for_one_answer(app: App) -> None:
+    """A decision needs the page it was made on, and a code that somebody waits with."""
+    codes = ask_device(app)
+    with Browser() as browser:
+        browser.approve_device(codes["verification_uri"], "WRONG")
+        posted = browser._http.post(codes["verification_uri_complete"])
+        assert posted.status_code == 403
+        asked = browser.open(codes["verification_uri_complete"])
+        csrf = asked.text.partition('name="csrf" value="')[2].partition('"')[0]
+        app.server.clock = lambda: time.time() + 3600
+        form = {"csrf": csrf, "decision": "approve"}
+        late = browser._http.post(codes["verification_uri_complete"], data=form)
+        assert late.status_code == 404
+    assert app.server.authorizations == 0
+
+
+# The server knows apps that act for themselves
+
+
+def test_app_acts_for_itself(app: App) -> None:
+    """Client credentials give a token with the scopes asked for, and no refresh token."""
+    answer = app.post(grant_type="client_credentials", scope="repo").json()
+    assert answer.keys() == {"access_token", "token_type", "expires_in", "scope"}
+    me = app.api(answer["access_token"]).json()
+    assert (me["sub"], me["scope"]) == ("app", "repo")
+    app.server.register(client_id="app", client_secret=SECRET, scopes=["repo"])
+    answer = app.post(grant_type="client_credentials", scope="gist").json()
+    assert answer["error"] == "invalid_scope"
+    app.server.register(client_id="app")
+    form = {"grant_type": "client_credentials", "client_id": "app"}
+    answer = app.http.post(app.server.token_endpoint, data=form).json()
+    assert answer["error"] == "invalid_client"
+
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC_KEY = KEY.public_key().public_bytes(
+    Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+)
+
+
+def assert_as_robot(app: App, **changes: Any) -> dict[str, Any]:
+    """Send an assertion (RFC 7523)."""
+    app.server.register(
+        client_id="robot", public_key=PUBLIC_KEY.decode(), scopes=["repo", "gist"]
+    )
+    now = int(time.time())
+    key = changes.pop("key", KEY)
+    form = changes.pop("form", {})
+    claims = {
+        "iss": "robot",
+        "sub": "alice",
+        "aud": app.server.token_endpoint,
+        "iat": now,
+        "exp": now + 300,
+        "scope": "repo",
+    } | changes
+    claims = {name: value for name, value in claims.items() if value is not None}
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+        "assertion": jwt.encode(claims, key, "ES256"),
+    } | form
+    return app.http.post(app.server.token_endpoint, data=form).json()
+
+
+def test_app_acts_for_whom_its_assertion_names(app: App) -> None:
+    """Without a refresh token; without a subject for itself."""
+    answer = assert_as_robot(app)
+    assert answer.keys() == {"access_token", "token_type", "expires_in", "scope"}
+    me = app.api(answer["access_token"]).json()
+    assert (me["sub"], me["scope"]) == ("alice", "repo")
+    answer = assert_as_robot(
+        app, sub=None, aud=app.server.issuer, form={"scope": "gist"}
+    )
+    me = app.api(answer["access_token"]).json()
+    assert (me["sub"], me["scope"]) == ("robot", "gist")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "app"},
+        {"iss": "unknown"},
+        {"aud": "https://evil.test"},
+        {"aud": None},
+        {"exp": 1},
+        {"exp": None},
+        {"exp": int(time.time()) + 9000},
+        {"iat": int(time.time()) + 9000, "exp": int(time.time()) + 9300},
+        {"iat": None},
+        {"iat": "now"},
+        {"key": ec.generate_private_key(ec.SECP256R1())},
+        {"form": {"assertion": "no.such.thing"}},
+    ],
+)
+def test_wrong_assertion_is_refused(app: App, changes: dict[str, Any]) -> None:
+    """Issuer, audience, times and signature have to be right."""
+    assert assert_as_robot(app, **changes)["error"] == "invalid_grant"
+    assert app.server.issued_access_tokens == []
+
+
+def test_assertion_is_held_to_the_scopes_of_its_client(app: App) -> None:
+    """An app asks for what it was registered for."""
+    assert assert_as_robot(app, scope="admin")["error"] == "invalid_scope"
+    assert assert_as_robot(app, form={"assertion": ""})["error"] == "invalid_request"
 
 
 # The protected API

@@ -2,6 +2,14 @@
 
 from ._answers import OAuth2Context
 from ._base import AuthHandlerInterface
+from ._form import FormContext, FormHandler
 from ._oauth2 import OAuth2Handler, OAuth2Request
 
-__all__ = ["AuthHandlerInterface", "OAuth2Context", "OAuth2Handler", "OAuth2Request"]
+__all__ = [
+    "AuthHandlerInterface",
+    "FormContext",
+    "FormHandler",
+    "OAuth2Context",
+    "OAuth2Handler",
+    "OAuth2Request",
+]

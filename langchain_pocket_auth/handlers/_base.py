@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Collection
-from typing import Any
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
-from .._models import AuthContext, AuthenticateRequest
+from .._models import AuthContext, AuthenticateRequest, Choice
+from .._placement import BEARER, Placed
 
 
 class AuthHandlerInterface(ABC):
@@ -102,9 +103,44 @@ class AuthHandlerInterface(ABC):
 
     # -- beyond the spec: what the engine asks, with answers that fit any handler
 
+    posts_callback: ClassVar[bool] = False
+    """Whether the answer arrives as a form that the browser posts."""
+
+    @property
+    def unattended(self) -> bool:
+        """Whether `authenticate` needs no person: nobody is asked, nothing pauses."""
+        return False
+
     def connection(self) -> str:
         """Canonical name of what a session of this handler belongs to."""
         return self.name
+
+    def read_callback(self, parameters: Mapping[str, str]) -> Any:
+        """
+        Return what a callback brings for `authenticate`; `None`: nothing usable.
+
+        Raises:
+            CallbackRefused: The callback is not the provider's.
+        """
+        return parameters.get("code")
+
+    def choices(self, context: AuthContext) -> Sequence[Choice]:  # noqa: ARG002
+        """Return the accounts between which the person has to choose."""
+        return ()
+
+    def chosen(self, context: AuthContext, choice: str) -> AuthContext:  # noqa: ARG002
+        """Return *context* for the account of that id."""
+        return context
+
+    def placement(self, context: AuthContext) -> Placed:
+        """Return where API calls take the credential of *context*."""
+        return Placed(BEARER, {"token": context.access_token})
+
+    def environment(self) -> dict[str, str]:
+        """Return the keys of `AuthContext.to_dict`, with what each stands for."""
+        provider = self.provider()
+        name = str(getattr(provider, "value", provider)).upper().replace("-", "_")
+        return {f"{name}_TOKEN": "access_token"}
 
     def missing_scopes(
         self, granted: Collection[str], needed: Collection[str]

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
-from urllib.parse import quote_plus, urlencode, urlsplit
+from typing import Any, ClassVar
+from urllib.parse import urlencode
 
-from .._catalog import AuthProvider, Client, Provider
 from .._errors import (
     ConfigurationError,
     GrantRevoked,
     MissingClient,
+    ProviderError,
     TokenRequestError,
 )
 from .._futures import FutureData, FutureStore
-from .._http import Answer, Http
-from .._models import AuthContext, AuthenticateRequest
+from .._http import Answer
+from .._models import AuthContext, AuthenticateRequest, Choice
+from .._placement import fill
+from .._rows import Client, Method, Provider
 from ._answers import OAuth2Context, checked, context_of
-from ._base import AuthHandlerInterface
+from ._device import GRANT_TYPE, DeviceCode, device_code_of, polled, unsupported
+from ._discovery import discover, with_metadata
+from ._openid import identity_of
+from ._row import RowHandler
+from ._token_requests import App, TokenRequests
 
 # What servers say for "this refresh token is no good"; the last two are Slack's.
 _GONE = frozenset({"invalid_grant", "token_revoked", "invalid_refresh_token"})
@@ -37,16 +43,7 @@ class OAuth2Request(AuthenticateRequest):
     redirect_uri: str
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What the app brings: where callbacks arrive, its clients, its HTTP client."""
-
-    base_url: str
-    client: Client | None
-    http: Http
-
-
-class OAuth2Handler(AuthHandlerInterface):
+class OAuth2Handler(RowHandler):
     """
     The handler of a row. Oddities that are values live in the row.
 
@@ -54,34 +51,15 @@ class OAuth2Handler(AuthHandlerInterface):
     method, passed as `PocketAuth(handlers=[MyHandler])`.
     """
 
-    row: ClassVar[Provider]
-    registration: Registration | None = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if row := vars(cls).get("row"):
-            cls.name = vars(cls).get("name", row.handler_name)
-            cls.description = f"Connects {row.label} accounts by OAuth 2."
-            cls.scoped = row.scoped
+    method: ClassVar[Method] = "oauth2"
 
     @classmethod
-    def of(cls, row: Provider) -> type[Self]:
-        """Return the handler class of a row."""
-        name = f"{row.label.title().replace(' ', '')}OAuth2Handler"
-        return type(name, (cls,), {"row": row, "__module__": cls.__module__})
+    def _described(cls, row: Provider) -> str:
+        return f"Connects {row.label} accounts by OAuth 2."
 
-    def bind(self, registration: Registration) -> None:
-        """Receive what `PocketAuth` knows and the row does not."""
-        self.registration = registration
-
-    # `type(self).row` is what the spec's static methods read in a hand-written class.
     @classmethod
-    def provider(cls) -> AuthProvider:
-        return AuthProvider(cls.row.id)
-
-    @staticmethod
-    def provider_default() -> bool:
-        return True
+    def _is_scoped(cls, row: Provider) -> bool:
+        return row.scoped
 
     @classmethod
     def recommended_scopes(cls) -> set[str]:
@@ -97,25 +75,27 @@ class OAuth2Handler(AuthHandlerInterface):
 
         Raises:
             MissingClient: No client id or secret; the text names the settings.
-            ConfigurationError: The provider does not redirect to this base URL.
+            ConfigurationError: The provider does not redirect to this base URL, or a
+                variable of its URLs is not set.
         """
         del kwargs
-        client = self._client
-        row, known = self.row, self._registration
-        scheme = urlsplit(known.base_url).scheme
-        if scheme not in row.redirect_uri_schemes:
+        client, row = self._client, self.row
+        redirect_uri = f"{self._registration.base_url}/auth/{row.id}/oauth2/callback"
+        if not redirect_uri.startswith(row.redirect_uri_prefixes):
+            allowed = " or ".join(row.redirect_uri_prefixes)
             raise ConfigurationError(
-                f"{row.label} redirects to {row.redirect_uri_schemes[0]} addresses "
-                f"only, and base_url is {scheme}: serve the callback behind "
-                f"{row.redirect_uri_schemes[0]} and set base_url to it"
+                f"{row.label} redirects to addresses that begin with {allowed}, and "
+                f"base_url is {self._registration.base_url}: serve the callback there "
+                "and set base_url to it"
             )
+        self._variables(strict=True)
         return OAuth2Request(
             auth_scopes=list(auth_scopes or ()),
             client_id=client.client_id,
             client_secret=client.client_secret.get_secret_value()
             if client.client_secret
             else None,
-            redirect_uri=f"{known.base_url}/auth/{row.id}/oauth2/callback",
+            redirect_uri=client.redirect_uri or redirect_uri,
         )
 
     async def prepare(  # type: ignore[override]
@@ -130,21 +110,30 @@ class OAuth2Handler(AuthHandlerInterface):
     ) -> str:
         """Return the authorization URL (RFC 6749 section 4.1.1, RFC 7636)."""
         del thread_id, profile, args, kwargs
-        row = self.row
+        row = await self._server()
         attempt = future or FutureStore.create_future(future_uid)
-        scopes = list(
-            dict.fromkeys([*(auth_req.auth_scopes or ()), *row.required_scopes])
-        )
+        app = await self._app(row, auth_req)
+        asked = self._scope_of(row, auth_req)
+        values = self._variables(strict=True)
         parameters = {
-            **row.authorization_parameters,
-            "response_type": "code",
-            "client_id": auth_req.client_id,
+            name: fill(value, values)
+            for name, value in row.authorization_parameters.items()
+        }
+        parameters |= self._client.authorization_parameters
+        if row.response_type:
+            parameters["response_type"] = row.response_type
+        parameters |= {
+            "client_id": app.client_id,
             "redirect_uri": auth_req.redirect_uri,
             "state": future_uid,
         }
-        if row.scoped and scopes:
-            parameters[row.scope_parameter] = row.scope_separator.join(scopes)
+        parameters |= asked
         attempt.data["redirect_uri"] = auth_req.redirect_uri
+        if app.registered:
+            attempt.data["client"] = app.as_data()
+        if row.issuer and "openid" in self._scopes(row, auth_req):
+            # OpenID Connect Core section 3.1.2.1: ties the ID token to this attempt.
+            parameters["nonce"] = attempt.data["nonce"] = secrets.token_urlsafe(32)
         if row.code_challenge_method == "S256":
             verifier = secrets.token_urlsafe(48)
             digest = hashlib.sha256(verifier.encode()).digest()
@@ -153,8 +142,20 @@ class OAuth2Handler(AuthHandlerInterface):
                 urlsafe_b64encode(digest).decode().rstrip("=")
             )
             parameters["code_challenge_method"] = "S256"
-        endpoint = self._url(row.authorization_endpoint)
-        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(parameters)}"
+        other = row.parameter_names | row.authorization_parameter_names
+        renamed = {other.get(k, k): v for k, v in parameters.items()}
+        return with_query(self._url(_required(row.authorization_endpoint)), renamed)
+
+    @staticmethod
+    def _scopes(row: Provider, request: AuthenticateRequest) -> list[str]:
+        """Return what is asked for: what tools need, and what the row always wants."""
+        asked = [*(request.auth_scopes or ()), *row.required_scopes]
+        return list(dict.fromkeys(asked)) if row.scoped else []
+
+    @classmethod
+    def _scope_of(cls, row: Provider, request: AuthenticateRequest) -> dict[str, str]:
+        scopes = row.scope_separator.join(cls._scopes(row, request))
+        return {row.scope_parameter: scopes} if scopes else {}
 
     # -------------------------------------------------------------- token requests
 
@@ -170,23 +171,65 @@ class OAuth2Handler(AuthHandlerInterface):
         Exchange the code (RFC 6749 section 4.1.3).
 
         Raises:
-            TokenRequestError: The provider refused the code.
+            TokenRequestError: The provider refused the code, or its ID token does
+                not hold.
             ProviderUnavailable: No usable answer; the code is spent.
         """
         del args, kwargs
         attempt = future or FutureStore.get_future(future_uid)
         code = await attempt.future
+        row, learned = await self._server(), self._learned(attempt.parameters)
+        values = self._variables(strict=True, learned=learned)
         grant = {
             "grant_type": "authorization_code",
             "code": code,
             "redirect_uri": attempt.data["redirect_uri"],
-            **self.row.token_parameters,
+            **{k: fill(v, values) for k, v in row.token_parameters.items()},
         }
         if verifier := attempt.data.get("code_verifier"):
             grant["code_verifier"] = verifier
+        app = await self._app(row, auth_req, attempt.data.get("client"))
+        endpoint = self._url(_required(row.token_endpoint), learned)
         sent = datetime.now(UTC)
-        answer = await self._token_request(auth_req, grant)
-        return context_of(self.row, answer, sent, self.row.token_response)
+        answer = await self._requests(row).ask(endpoint, app, grant)
+        context = context_of(row, checked(row, answer), sent, row.token_response)
+        context.detail = {**learned, **(context.detail or {})} or None
+        context.client = app.as_data() if app.registered else None
+        try:
+            return await self._completed(row, app, context, attempt.data.get("nonce"))
+        except ProviderError:
+            await self.revoke(auth_req, context)  # nobody would know of it
+            raise
+
+    async def _completed(
+        self, row: Provider, app: App, context: OAuth2Context, nonce: str | None
+    ) -> OAuth2Context:
+        """Exchange, identify and look up, where the row says so."""
+        if row.token_exchange:
+            context = await self._exchanged(row, app, context, refresh=False)
+        if nonce is not None and row.issuer:
+            if context.id_token is None:
+                raise TokenRequestError(
+                    f"{row.label} sent no ID token, though openid was asked for",
+                    provider=row.id,
+                    code="invalid_id_token",
+                    status=200,
+                )
+            identity = await identity_of(
+                self._registration.http,
+                provider=row.id,
+                id_token=context.id_token,
+                issuer=self._issuer(row.issuer),
+                client_id=app.client_id,
+                nonce=nonce,
+                jwks_uri=self._url(row.jwks_uri) if row.jwks_uri else None,
+                now=datetime.now(UTC),
+            )
+            context.account = identity.label
+            context.description = f"{row.label} account of {identity.label}"
+        if row.account_lookup:
+            await self._requests(row).look_up(context, self._url)
+        return context
 
     async def refresh(  # type: ignore[override]
         self,
@@ -206,86 +249,150 @@ class OAuth2Handler(AuthHandlerInterface):
             ProviderUnavailable: Retry later.
         """
         del args, kwargs
-        if context.refresh_token is None:
-            raise GrantRevoked(
-                f"{self.row.label} gave no refresh token", provider=self.row.id
-            )
-        grant = {"grant_type": "refresh_token", "refresh_token": context.refresh_token}
-        sent = datetime.now(UTC)
+        row = await self._server()
+        app = await self._app(row, auth_req, context.client)
         try:
-            answer = await self._token_request(auth_req, grant)
+            if row.token_exchange:
+                new = await self._exchanged(row, app, context, refresh=True)
+            else:
+                new = await self._refreshed(row, app, context)
         except TokenRequestError as error:
             if error.code in _GONE:
                 raise GrantRevoked(
-                    f"{self.row.label} withdrew the grant ({error.code})",
-                    provider=self.row.id,
+                    f"{row.label} withdrew the grant ({error.code})", provider=row.id
                 ) from None
             raise
-        new = context_of(self.row, answer, sent, {})
+        detail = {**(context.detail or {}), **(new.detail or {})}
         return new.model_copy(
             update={
                 "refresh_token": new.refresh_token or context.refresh_token,
                 "id_token": new.id_token or context.id_token,
-                "detail": new.detail or context.detail,
+                "detail": detail or None,
+                "account": context.account,
+                "description": context.description,
+                "client": context.client,
                 # Absent means unchanged (RFC 6749 section 6).
                 "scopes": context.scopes if new.scopes is None else new.scopes,
             }
         )
 
+    async def _refreshed(
+        self, row: Provider, app: App, context: OAuth2Context
+    ) -> OAuth2Context:
+        if context.refresh_token is None:
+            raise GrantRevoked(f"{row.label} gave no refresh token", provider=row.id)
+        values = self._variables(strict=True, learned=context.detail)
+        grant = {
+            "grant_type": "refresh_token",
+            "refresh_token": context.refresh_token,
+            **{k: fill(v, values) for k, v in row.refresh_parameters.items()},
+        }
+        endpoint = row.refresh_endpoint or _required(row.token_endpoint)
+        sent = datetime.now(UTC)
+        answer = await self._requests(row).ask(
+            self._url(endpoint, context.detail), app, grant, refresh=True
+        )
+        paths = {**row.token_response, **row.refresh_response}
+        return context_of(row, checked(row, answer), sent, paths)
+
+    async def _exchanged(
+        self, row: Provider, app: App, context: OAuth2Context, *, refresh: bool
+    ) -> OAuth2Context:
+        """Put a longer-lived token in the place of *context*'s (Meta's way)."""
+        sent = datetime.now(UTC)
+        answer = await self._requests(row).exchange(
+            app, context.access_token, self._url, refresh=refresh
+        )
+        new = context_of(row, checked(row, answer), sent, row.token_response)
+        detail = {**(context.detail or {}), **(new.detail or {})}
+        update = {"detail": detail or None, "scopes": new.scopes or context.scopes}
+        return new.model_copy(update=update)
+
     async def revoke(self, auth_req: AuthenticateRequest, context: AuthContext) -> bool:
         """Revoke the refresh token, then the access token (RFC 7009 section 2.1)."""
-        if self.row.revocation_endpoint is None:
-            return False
         if not isinstance(auth_req, OAuth2Request):
             return False
+        row = await self._server()
+        requests = self._requests(row)
+        app = await self._app(row, auth_req, getattr(context, "client", None))
+        if row.revocation:
+            values = {
+                **self._values(context),
+                "client_id": app.client_id,
+                "client_secret": app.client_secret or "",
+            }
+            return await requests.revoke_oddly(app, values)
+        if row.revocation_endpoint is None:
+            return False
+        endpoint = self._url(row.revocation_endpoint, context.detail)
         done = True
         for hint in ("refresh_token", "access_token"):
             if token := getattr(context, hint, None):
-                answer = await self._post(
-                    self._url(self.row.revocation_endpoint),
-                    auth_req,
-                    {"token": token, "token_type_hint": hint},
-                )
+                form = {"token": token, "token_type_hint": hint}
+                answer = await requests.ask(endpoint, app, form, odd=False)
                 done = done and answer.status == 200  # noqa: PLR2004
         return done
 
-    async def _token_request(
-        self, auth_req: OAuth2Request, grant: Mapping[str, str]
-    ) -> dict[str, Any]:
-        answer = await self._post(self._url(self.row.token_endpoint), auth_req, grant)
-        return checked(self.row, answer)
+    # ------------------------------------------------------------- the device flow
 
-    async def _post(
-        self, url: str, auth_req: OAuth2Request, form: Mapping[str, str]
-    ) -> Answer:
-        row, basic, data = self.row, None, dict(form)
-        if row.token_endpoint_auth_method == "client_secret_basic" and (
-            auth_req.client_secret is not None
-        ):
-            # Both are form-encoded first (RFC 6749 section 2.3.1).
-            basic = (quote_plus(auth_req.client_id), quote_plus(auth_req.client_secret))
-        else:
-            data["client_id"] = auth_req.client_id
-            if row.token_endpoint_auth_method != "none" and auth_req.client_secret:
-                data["client_secret"] = auth_req.client_secret
-        return await self._registration.http.post(
-            url,
-            provider=row.id,
-            data=data,
-            as_json=row.token_request_format == "json",
-            # GitHub answers form-encoded without this.
-            headers={"Accept": "application/json", **row.token_request_headers},
-            auth=basic,
+    async def begin_device(self, auth_req: OAuth2Request) -> DeviceCode:
+        """
+        Ask for a code that the person types elsewhere (RFC 8628 section 3.1).
+
+        Raises:
+            ConfigurationError: The provider has no such flow, or not for this app.
+            ProviderUnavailable: No usable answer; retry later.
+        """
+        row = await self._server()
+        if row.device_authorization_endpoint is None:
+            raise unsupported(row)
+        app = await self._app(row, auth_req)
+        form = self._scope_of(row, auth_req)
+        endpoint = self._url(row.device_authorization_endpoint)
+        sent = datetime.now(UTC)
+        answer = await self._requests(row).ask(endpoint, app, form, odd=False)
+        return device_code_of(row, answer, sent)
+
+    async def finish_device(
+        self,
+        auth_req: OAuth2Request,
+        code: DeviceCode,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> OAuth2Context:
+        """
+        Wait until the person has agreed; return the context.
+
+        Raises:
+            AuthorizationRefused: The person said no.
+            AuthorizationRequired: The code ran out.
+            ConfigurationError: The provider does not accept the app.
+            TokenRequestError: The provider refused otherwise.
+        """
+        row = await self._server()
+        app = await self._app(row, auth_req)
+        form = {"grant_type": GRANT_TYPE, "device_code": code.device_code}
+        endpoint = self._url(_required(row.token_endpoint))
+
+        async def ask() -> Answer:
+            return await self._requests(row).ask(endpoint, app, form)
+
+        answer = await polled(
+            row, code, ask, now=lambda: datetime.now(UTC), sleep=sleep
         )
+        context = context_of(row, answer, datetime.now(UTC), row.token_response)
+        context.client = app.as_data() if app.registered else None
+        # No nonce: there is no authorization request that could carry one.
+        return await self._completed(row, app, context, None)
 
     # ------------------------------------------------------- what the engine asks
 
-    def connection(self) -> str:
-        """The handler, and the tenant where there is one."""
-        values = self._variables(strict=False)
-        return (
-            f"{self.name}?{urlencode(sorted(values.items()))}" if values else self.name
-        )
+    def read_callback(self, parameters: Mapping[str, str]) -> Any:
+        return parameters.get(self.row.code_parameter)
+
+    @property
+    def posts_callback(self) -> bool:  # type: ignore[override]
+        """Whether the row asks for a posted answer (`response_mode=form_post`)."""
+        return self.row.authorization_parameters.get("response_mode") == "form_post"
 
     def missing_scopes(
         self, granted: Collection[str], needed: Collection[str]
@@ -310,58 +417,152 @@ class OAuth2Handler(AuthHandlerInterface):
         )
 
     def can_refresh(self, context: AuthContext) -> bool:
-        """Whether there is a refresh token."""
+        """Whether there is a refresh token, or a token that can be exchanged."""
+        if self.row.token_exchange:
+            return True
         return getattr(context, "refresh_token", None) is not None
 
     def check_issuer(self, issuer: str | None) -> bool:
         """Compare exactly, without normalising (RFC 9207 section 2.4)."""
-        if self.row.issuer is None:
+        row = self.row
+        if row.issuer is None:
             return True
         if issuer is None:
-            return not self.row.authorization_response_iss_parameter_supported
-        return issuer == self._url(self.row.issuer)
+            return not row.authorization_response_iss_parameter_supported
+        expected = self._issuer(row.issuer)
+        if "{tenantid}" not in row.issuer:
+            return issuer == expected
+        return re.fullmatch(_any_tenant(expected), issuer) is not None
+
+    def choices(self, context: AuthContext) -> Sequence[Choice]:
+        """Return the accounts that a look-up found, if there are several."""
+        found = getattr(context, "choices", None) or ()
+        return [Choice(each["id"], each["label"]) for each in found]
+
+    def chosen(self, context: AuthContext, choice: str) -> AuthContext:
+        """Return *context* with what is kept of the chosen account."""
+        [members] = [
+            each["members"]
+            for each in getattr(context, "choices", None) or ()
+            if each["id"] == choice
+        ]
+        detail = {**(context.detail or {}), **members}
+        return context.model_copy(update={"detail": detail, "choices": None})
+
+    def environment(self) -> dict[str, str]:
+        return dict.fromkeys(self.row.environment_keys, "access_token")
+
+    def _values(self, context: AuthContext) -> dict[str, str]:
+        values = super()._values(context)
+        values |= {
+            name: value
+            for name, value in (getattr(context, "client", None) or {}).items()
+            if name in {"client_id", "client_secret"}
+        }
+        kept = context.detail if isinstance(context.detail, Mapping) else {}
+        return values | {k: str(v) for k, v in kept.items() if v is not None}
+
+    def _learned(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """Return what a callback tells besides the code."""
+        row = self.row
+        learned = {m: parameters[m] for m in row.callback_members if m in parameters}
+        for name, variable in row.variables.items():
+            value = parameters.get(variable.callback_parameter or "")
+            if value is None:
+                continue
+            # Zoho sends a URL. What the row does not list gets no secret of the app's.
+            value = value.removeprefix("https://").rstrip("/")
+            if not re.fullmatch(variable.pattern, value):
+                raise TokenRequestError(
+                    f"{row.label}'s callback names a server that is not in its row",
+                    provider=row.id,
+                    code="invalid_request",
+                    status=200,
+                )
+            learned[name] = value
+        return learned
 
     # ------------------------------------------------------------------ settings
 
-    @property
-    def _registration(self) -> Registration:
-        if self.registration is None:
-            raise ConfigurationError(
-                f"{self.name} is not bound: pass it as PocketAuth(handlers=[...])"
-            )
-        return self.registration
+    async def _server(self) -> Provider:
+        """Return the row, with what its issuer's metadata tells."""
+        row = self.row
+        if not row.is_discovered or row.issuer is None:
+            return row
+        http = self._registration.http
+        issuer = self._url(row.issuer)
+        return with_metadata(row, await discover(http, issuer, provider=row.id))
+
+    def _issuer(self, template: str) -> str:
+        # Microsoft's: the tenant is not known before its ID token.
+        tenant = {"tenantid": "{tenantid}"}
+        return fill(template, self._variables(strict=True) | tenant)
+
+    async def _app(
+        self,
+        row: Provider,
+        request: AuthenticateRequest,
+        registered: Mapping[str, str] | None = None,
+    ) -> App:
+        """Return the client of a request, or the one that was registered for it."""
+        if registered is not None:
+            return App.of_data(registered)
+        return await self._requests(row).app(request)
+
+    def _requests(self, row: Provider) -> TokenRequests:
+        return TokenRequests(row, self._registration)
 
     @property
     def _client(self) -> Client:
+        """
+        Return the app's registration; an empty one where it registers itself.
+
+        Raises:
+            MissingClient: There is none, or a part is missing.
+        """
         row, client = self.row, self._registration.client
-        setting = f"POCKET_AUTH_CLIENTS__{row.id.upper()}__CLIENT"
-        if client is None:
+        if client is None or not client.client_id:
+            if row.is_discovered or row.registration_endpoint:
+                return client or Client()
             raise MissingClient(
-                f"the app is not registered for {row.label}: set {setting}_ID and "
-                f'{setting}_SECRET, or PocketAuth(clients={{"{row.id}": '
-                '("client id", "client secret")})'
+                f"the app is not registered for {row.label}: set "
+                f"{self._setting}CLIENT_ID and {self._setting}CLIENT_SECRET, or "
+                f'PocketAuth(clients={{"{row.id}": ("client id", "client secret")}})'
                 + (f"; where to register: {row.docs}" if row.docs else "")
+                + "".join(
+                    f'; without an app, people type a key: handler="{name}"'
+                    for method in row.methods
+                    if row.form(method)
+                    for name in [row.handler_name(method)]
+                )
             )
-        if client.client_secret is None and row.token_endpoint_auth_method != "none":
+        method = client.token_endpoint_auth_method or row.token_endpoint_auth_method
+        # A discovered server says its methods later.
+        needs_secret = method != "none" and not row.is_discovered
+        if client.client_secret is None and needs_secret and not self._signs_secret:
             raise MissingClient(
-                f"{row.label} wants a client secret: set {setting}_SECRET"
+                f"{row.label} wants a client secret: set {self._setting}CLIENT_SECRET"
             )
         return client
 
-    def _variables(self, *, strict: bool) -> dict[str, str]:
-        client = self._registration.client
-        given = client.variables if client else {}
-        values = {}
-        for name, variable in self.row.variables.items():
-            value = given.get(name, variable.default)
-            if value is not None and re.fullmatch(variable.pattern, value):
-                values[name] = value
-            elif strict:
-                raise ConfigurationError(
-                    f"{self.row.label} needs {name} ({variable.description}): set "
-                    f"POCKET_AUTH_CLIENTS__{self.row.id.upper()}__{name.upper()}"
-                )
-        return values
+    _signs_secret: ClassVar[bool] = False
+    """Whether the client secret is made for each request, not given."""
 
-    def _url(self, template: str) -> str:
-        return template.format_map(self._variables(strict=True))
+
+def with_query(endpoint: str, parameters: Mapping[str, str]) -> str:
+    """Add parameters to a URL; before its fragment, unless that is a route."""
+    fragment = ""
+    if "#" in endpoint and "#/" not in endpoint:
+        endpoint, _, fragment = endpoint.partition("#")
+        fragment = f"#{fragment}"
+    mark = "&" if "?" in endpoint else "?"
+    return f"{endpoint}{mark}{urlencode(parameters)}{fragment}"
+
+
+def _any_tenant(issuer: str) -> str:
+    return re.escape(issuer).replace(re.escape("{tenantid}"), "[0-9a-fA-F-]{36}")
+
+
+def _required(endpoint: str | None) -> str:
+    assert endpoint is not None  # noqa: S101 - the row's validator, or discovery
+    return endpoint

@@ -18,9 +18,11 @@ from .._errors import (
     ProviderError,
     ProviderUnavailable,
     StorageError,
+    UnknownProvider,
 )
 from .._http import LOOPBACK_HOSTS
 from .._service import Service
+from .._vault import Future
 from ._pages import SECURITY_HEADERS, Outcome, page
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Desk:
 
     def __init__(self, service: Service, app_name: str | None) -> None:
         self._base_url, self._app_name = service.base_url, app_name
-        self._label = service.registry.label
+        self._registry, self._label = service.registry, service.registry.label
         self.ask = service.ask
         base = urlsplit(service.base_url)
         self._origin, self.prefix = f"{base.scheme}://{base.netloc}", base.path
@@ -52,18 +54,14 @@ class Desk:
             return refused
         try:
             stored, key = await self.ask(lambda e: e.attempts.ticket(ticket))
+            choices = await self.ask(lambda e: e.attempts.choices(stored.entry))
         except PocketAuthError as error:
             return self.failed(error)
-        future = stored.entry
-        label = self._label(key.provider)
-        if future.status == "done" and future.withheld:
-            left_out = future.withheld
-            return page(Outcome.WITHHELD, status=200, provider=label, scopes=left_out)
-        if future.status == "done":
-            return page(Outcome.CONNECTED, status=200, provider=label)
-        if future.status == "denied":
-            button = f"Connect {label} after all"
-            return page(Outcome.DECLINED, status=200, provider=label, button=button)
+        future, label = stored.entry, self._label(key.provider)
+        if future.status != "pending":
+            return _ended(future, label)
+        if choices:
+            return page(Outcome.CHOOSE, status=200, provider=label, choices=choices)
         return page(
             Outcome.PENDING,
             status=200,
@@ -80,6 +78,8 @@ class Desk:
             return refused
         if not self._same_origin(request):
             return refusal("mismatch")
+        if (choice := parsed(await body_of(request) or b"")) and "account" in choice:
+            return await self._choose(ticket, choice["account"])
         try:
             url = await self.ask(lambda e: e.attempts.begin(ticket))
             _, key = await self.ask(lambda e: e.attempts.ticket(ticket))
@@ -88,21 +88,51 @@ class Desk:
         label = self._label(key.provider)
         return page(Outcome.LEAVING, status=200, provider=label, next_url=url)
 
+    async def _choose(self, ticket: str, account: str) -> Response:
+        """Take the account that a person has chosen."""
+        try:
+            await self.ask(lambda e: e.attempts.choose(ticket, account))
+        except PocketAuthError as error:
+            return self.failed(error)
+        return self._back_to(ticket)
+
+    def _back_to(self, ticket: str) -> Response:
+        # 303: the code leaves the address bar and the history.
+        return RedirectResponse(
+            f"{self._base_url}/connect/{ticket}",
+            status_code=303,
+            headers=dict(SECURITY_HEADERS),
+        )
+
     async def callback(self, request: Request) -> Response:
         """Answer a provider's redirect (RFC 6749 section 4.1.2)."""
         query = query_of(request.scope)  # first: it hides the query from access logs
-        refused = self.foreign_host(request) or _not_a_visit(request)
+        path = (request.path_params["provider"], request.path_params["method"])
+        posted = request.method == "POST" and self._posts(*path)
+        refused = self.foreign_host(request) or (
+            None if posted else _not_a_visit(request)
+        )
         if refused is not None:
             return refused
-        if query is None or not query.get("state"):
+        if posted:
+            query = parsed(await body_of(request) or b"")
+        if not query or not query.get("state"):
             return refusal("malformed")
         return await self.answer(
             query["state"],
-            handler_name="{provider}-{method}".format(**request.path_params),
-            value=query.get("code"),
+            callback=path,
             error=query.get("error"),
             issuer=query.get("iss"),
+            parameters=query,
         )
+
+    def _posts(self, provider: str, method: str) -> bool:
+        """Whether a provider answers with a form (`response_mode=form_post`)."""
+        try:
+            handlers = self._registry.of(provider)
+        except UnknownProvider:
+            return False
+        return any(h.posts_callback and h.name.endswith(method) for h in handlers)
 
     async def answer(self, uid: str, **answer: Any) -> Response:
         """Carry out an answer; on success leave the URL that holds the code."""
@@ -112,12 +142,7 @@ class Desk:
             return self.failed(error)
         if result.ticket is None:
             return refusal("expired")
-        # 303: the code leaves the address bar and the history.
-        return RedirectResponse(
-            f"{self._base_url}/connect/{result.ticket}",
-            status_code=303,
-            headers=dict(SECURITY_HEADERS),
-        )
+        return self._back_to(result.ticket)
 
     def failed(self, error: PocketAuthError) -> HTMLResponse:
         """Return the page for an error; its text is for the log only."""
@@ -154,6 +179,16 @@ class Desk:
         return request.headers.get("origin") in {None, self._origin}
 
 
+def _ended(future: Future, label: str) -> HTMLResponse:
+    """Return the page for a question that was answered."""
+    if future.status == "denied":
+        button = f"Connect {label} after all"
+        return page(Outcome.DECLINED, status=200, provider=label, button=button)
+    if left_out := future.withheld:
+        return page(Outcome.WITHHELD, status=200, provider=label, scopes=left_out)
+    return page(Outcome.CONNECTED, status=200, provider=label)
+
+
 def refusal(reason: str, *, status: int | None = None) -> HTMLResponse:
     """Return the page for an answer that was refused."""
     return page(Outcome(reason), status=status or _STATUS[reason])
@@ -183,10 +218,10 @@ def query_of(scope: Scope) -> dict[str, str] | None:
     """
     raw: bytes = scope["query_string"]
     scope["query_string"] = b""
-    return _parsed(raw)
+    return parsed(raw)
 
 
-def callback_of(address: str, base_url: str) -> dict[str, str | None]:
+def callback_of(address: str, base_url: str) -> dict[str, Any]:
     """
     Return what a callback's address says, as `Attempts.answer` takes it.
 
@@ -199,20 +234,33 @@ def callback_of(address: str, base_url: str) -> dict[str, str | None]:
     except ValueError:
         ours = False
     found = _CALLBACK.fullmatch(parts.path.removeprefix(base.path)) if ours else None
-    query = _parsed(parts.query.encode()) if found else None
+    query = parsed(parts.query.encode()) if found else None
     if found is None or query is None or not query.get("state"):
         raise CallbackRefused("malformed")
     return {
         "uid": query["state"],
-        "handler_name": "-".join(found.groups()),
-        "value": query.get("code"),
+        "callback": (found[1], found[2]),
         "error": query.get("error"),
         "issuer": query.get("iss"),
+        "parameters": query,
     }
 
 
-def _parsed(raw: bytes) -> dict[str, str] | None:
-    if len(raw) > MAX_QUERY_BYTES:
+async def body_of(request: Request, limit: int = MAX_QUERY_BYTES) -> bytes | None:
+    """Return the body of a posted form; `None` for what is too long or no form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        return None
+    received = bytearray()
+    async for part in request.stream():
+        received += part
+        if len(received) > limit:
+            return None
+    return bytes(received)
+
+
+def parsed(raw: bytes, limit: int = MAX_QUERY_BYTES) -> dict[str, str] | None:
+    if len(raw) > limit:
         return None
     try:
         pairs = parse_qsl(

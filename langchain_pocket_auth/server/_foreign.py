@@ -83,14 +83,14 @@ class _Foreign:
         attempt = await self._ours(uid) if uid else None
         if attempt is not None and "error" in query:
             answer["error"] = query["error"]
-            return await self._desk.answer(uid, handler_name=None, **answer)
+            return await self._desk.answer(uid, callback=None, **answer)
         serving = Serving(bool(uid), attempt)
         response = await self._page(serving, inner, receive)
         for resolved, value in serving.resolved:
             if resolved != uid:
                 await self._ours(resolved)
             ours = await self._desk.answer(
-                resolved, handler_name=None, value=value, **answer
+                resolved, callback=None, value=value, parameters=query, **answer
             )
             if ours.status_code >= 400:  # noqa: PLR2004
                 return ours

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import HTMLResponse
 
+from .._models import Choice
+from .._rows import FormField
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -35,11 +38,17 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 }
 
 
+ATTEMPT: Final = "attempt"
+"""Name of the input that says which attempt a form belongs to."""
+
+
 class Outcome(StrEnum):
     """What a page tells; also the value of its `pocket-auth-outcome` element."""
 
     PENDING = auto()
     LEAVING = auto()
+    FORM = auto()
+    CHOOSE = auto()
     CONNECTED = auto()
     DECLINED = auto()
     FAILED = auto()
@@ -61,6 +70,14 @@ _WORDS: Final = {  # title and text; names are filled in first, then escaped
     Outcome.LEAVING: (
         "On to {provider}",
         "{Provider} opens now and asks whether you agree.",
+    ),
+    Outcome.FORM: (
+        "Your access to {provider}",
+        "{app} asks to use {provider} on your behalf. It stores this encrypted.",
+    ),
+    Outcome.CHOOSE: (
+        "Which account at {provider}?",
+        "You gave access to several. Choose the one that may be used.",
     ),
     Outcome.CONNECTED: ("{Provider} is connected", _BACK),
     Outcome.DECLINED: (
@@ -100,7 +117,11 @@ _WORDS: Final = {  # title and text; names are filled in first, then escaped
         "A permission was left out; what needs it will not work. " + _BACK,
     ),
 }
-_BUTTONS = {Outcome.PENDING: "Connect {provider}", Outcome.FAILED: "Try again"}
+_BUTTONS = {
+    Outcome.PENDING: "Connect {provider}",
+    Outcome.FAILED: "Try again",
+    Outcome.CHOOSE: "Use this account",
+}
 
 
 def page(
@@ -116,6 +137,11 @@ def page(
     next_url: str | None = None,
     detail: str | None = None,
     button: str | None = None,
+    fields: Mapping[str, FormField] | None = None,
+    attempt: str = "",
+    note: str = "",
+    help_url: str | None = None,
+    choices: Sequence[Choice] = (),
 ) -> HTMLResponse:
     """
     Render the page for *outcome*.
@@ -125,6 +151,9 @@ def page(
     `form-action`, which Chrome applies to every further hop (seen in Chromium 156).
     *detail* is one more sentence: fixed text of ours, never the provider's.
     *button* labels the form, which posts to the page's own URL; `""`: no form.
+    *fields* are its inputs, always empty; then it posts to the path without the query,
+    with *attempt*. *note* is one more sentence, *help_url* tells where to find what is
+    asked for; only https is linked. *choices* are accounts, of which one is posted.
 
     Raises:
         ValueError: *next_url* is no http(s) URL.
@@ -151,6 +180,11 @@ def page(
         button=button,
         next_url=next_url,
         onward=f"Continue to {names['provider']}",
+        fields=fields,
+        choices=choices,
+        hidden=(ATTEMPT, attempt),
+        note=note,
+        help_url=help_url if (help_url or "").startswith("https://") else None,
     )
     policy = f"{_POLICY}'self'; style-src '{style}'"
     headers = {**SECURITY_HEADERS, "Content-Security-Policy": policy}

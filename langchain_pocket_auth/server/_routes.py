@@ -1,4 +1,4 @@
-"""The routes to mount: connect links, callbacks, and those of third parties."""
+"""The routes to mount: connect links, callbacks, forms, and third parties' own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from .._service import Service
-from ._desk import Desk
 from ._foreign import foreign_routes
+from ._forms import FormDesk
 
 CALLBACK = "/auth/{provider}/{method}/callback"
+FORM = "/auth/{provider}/{method}/form"
 # All, so that none is answered, or logged, without our care.
 METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -22,7 +23,7 @@ def make_router(
 ) -> APIRouter:
     """Return all routes, with those of own handlers first."""
     router = APIRouter(include_in_schema=False)
-    desk = Desk(service, app_name)
+    desk = FormDesk(service, app_name)
 
     @router.get("/connect/{ticket}")
     async def connect(request: Request, ticket: str) -> Response:
@@ -37,9 +38,12 @@ def make_router(
     handlers = service.registry.own
     foreign = [(h.router, {h.name}) for h in handlers if h.router is not None]
     routed = {h.name for h in handlers if h.router is None}
-    ours = Route(CALLBACK, desk.callback, methods=METHODS)
-    otherwise = Router(routes=[ours])
+    ours = [
+        Route(CALLBACK, desk.callback, methods=METHODS),
+        Route(FORM, desk.form, methods=METHODS),
+    ]
+    otherwise = Router(routes=ours)
     for theirs, names in [*foreign, *((r, routed) for r in routers)]:
         router.routes += foreign_routes(desk, theirs, names, otherwise)
-    router.routes.append(ours)
+    router.routes += ours
     return router

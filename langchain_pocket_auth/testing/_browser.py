@@ -161,6 +161,24 @@ class Browser:
             visit.steps,
         )
 
+    def approve_device(
+        self, verification_uri: str, user_code: str = "", *, approve: bool = True
+    ) -> httpx.Response:
+        """
+        Type in the code that a device shows, and decide (RFC 8628 section 3.3).
+
+        Args:
+            verification_uri: With `verification_uri_complete` there is no code to type.
+            user_code: What the device shows.
+            approve: Or deny.
+
+        Raises:
+            FlowStuck: The walk does not end.
+        """
+        if user_code:
+            self.fields["user_code"] = user_code
+        return self.visit(verification_uri, approve=approve)
+
     def _load(self, to: Navigation) -> httpx.Response:
         with outside():
             return self._http.request(

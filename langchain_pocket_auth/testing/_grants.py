@@ -9,13 +9,15 @@ from typing import Any
 from flask import Request
 from flask import request as flask_request
 
-from ._ledger import Client, Code, Grant, Ledger, Token
+from ._ledger import Client, Code, Device, Grant, Ledger, Token
+from ._openid import id_token
 
 with warnings.catch_warnings():
     # Authlib announces its own future (authlib.jose, httpx) when imported.
     warnings.simplefilter("ignore")
     from authlib.integrations.flask_oauth2 import AuthorizationServer
     from authlib.integrations.flask_oauth2.requests import (
+        FlaskJsonRequest,
         FlaskOAuth2Payload,
         FlaskOAuth2Request,
     )
@@ -25,6 +27,9 @@ with warnings.catch_warnings():
     from authlib.oauth2.rfc7009 import RevocationEndpoint
     from authlib.oauth2.rfc7636 import CodeChallenge
     from authlib.oauth2.rfc7662 import IntrospectionEndpoint
+
+    from ._device import DeviceAuthorization, DeviceCodeGrant
+    from ._machines import ClientCredentialsGrant, JWTBearerGrant, Registration
 
 __all__ = ["OAuth2Error", "Protocol"]
 
@@ -54,20 +59,32 @@ class Protocol(AuthorizationServer):  # type: ignore[misc]
         self.register_token_generator("default", self._generate_token)
         self.register_grant(_AuthorizationCodeGrant, [_RequiredS256(required=True)])
         self.register_grant(_RefreshTokenGrant)
+        self.register_grant(DeviceCodeGrant)
+        self.register_grant(ClientCredentialsGrant)
+        self.register_grant(JWTBearerGrant)
         self.register_endpoint(_Revocation)
         self.register_endpoint(_Introspection)
+        self.register_endpoint(DeviceAuthorization)
+        self.register_endpoint(Registration)
 
     def create_oauth2_request(self, _request: object) -> _LoopbackRequest:
         return _LoopbackRequest(flask_request)
+
+    def create_json_request(self, _request: object) -> FlaskJsonRequest:
+        return FlaskJsonRequest(flask_request)
 
     def query_client(self, client_id: str) -> Client | None:
         return self.ledger.clients.get(client_id)
 
     def save_token(self, token: dict[str, Any], request: Any) -> None:
         """Note what the answer holds, then leave out what the options omit."""
-        source: Code | Token = request.authorization_code or request.refresh_token
-        grant: Grant = source.grant
         ledger = self.ledger
+        code: Code | None = request.authorization_code
+        device: Device | None = request.credential
+        source: Any = code or device or request.refresh_token
+        grant: Grant = source.grant if source else self._machine_grant(token, request)
+        if device:
+            device.used = True
         ledger.add_token("access_token", token["access_token"], grant, token["scope"])
         if "refresh_token" in token:
             # It keeps the scope of the grant: a narrower access token does not
@@ -75,10 +92,18 @@ class Protocol(AuthorizationServer):  # type: ignore[misc]
             ledger.add_token(
                 "refresh_token", token["refresh_token"], grant, grant.scope
             )
+        if source and "openid" in token["scope"].split():
+            token["id_token"] = id_token(ledger, grant, code.nonce if code else None)
         with ledger._lock:  # noqa: SLF001
             ledger.token_requests[request.payload.grant_type] += 1
         if ledger.omit_scope:
             del token["scope"]
+
+    def _machine_grant(self, token: dict[str, Any], request: Any) -> Grant:
+        """Return the grant of an app that acts for itself, or for whom it says."""
+        client: Client = request.client
+        username = request.user or client.client_id
+        return self.ledger.add_grant(username, client.client_id, token["scope"].split())
 
     def _generate_token(
         self,
@@ -104,8 +129,7 @@ class _AuthorizationCodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[mi
 
     def validate_requested_scope(self) -> None:
         client = self.server.query_client(self.request.payload.client_id)
-        asked = set((self.request.payload.scope or "").split())
-        if client and client.scopes is not None and not asked <= client.scopes:
+        if client and not client.may_ask_for(self.request.payload.scope):
             raise InvalidScopeError
 
     def generate_authorization_code(self) -> str:
@@ -118,6 +142,7 @@ class _AuthorizationCodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[mi
             redirect_uri=payload.redirect_uri,
             code_challenge=payload.data["code_challenge"],
             code_challenge_method=payload.data["code_challenge_method"],
+            nonce=payload.data.get("nonce"),
         )
 
     def save_authorization_code(self, code: str, request: object) -> None:

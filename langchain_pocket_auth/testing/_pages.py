@@ -67,7 +67,13 @@ def login_page(*, client_id: str, action: str, username: str, failed: bool) -> s
 
 
 def consent_page(
-    *, client_id: str, scopes: Iterable[str], action: str, csrf: str, username: str
+    *,
+    client_id: str,
+    scopes: Iterable[str],
+    action: str,
+    csrf: str,
+    username: str,
+    note: str = "",
 ) -> str:
     """Ask whether the application may do what it asks for."""
     items = "".join(f"<li>{escape(scope)}</li>" for scope in scopes)
@@ -75,12 +81,29 @@ def consent_page(
         f"Allow {client_id}?",
         f"""<p><strong>{escape(client_id)}</strong> asks to act for
 <strong>{escape(username)}</strong> with:</p><ul>{items}</ul>
+{f"<p>{escape(note)}</p>" if note else ""}
 <form method="post" action="{escape(action)}">
 <input type="hidden" name="csrf" value="{escape(csrf)}">
 <button name="decision" value="approve">Approve</button>
 <button name="decision" value="deny">Deny</button>
 </form>""",
     )
+
+
+def device_page(*, action: str) -> str:
+    """Ask for the code that a device shows."""
+    return _page(
+        "Connect a device",
+        f"""<form method="get" action="{escape(action)}">
+<label>Code <input name="user_code" required autocomplete="off"></label>
+<button>Continue</button>
+</form>""",
+    )
+
+
+def done_page() -> str:
+    """Say that a device will know."""
+    return _page("Done", "<p>You may go back to your device.</p>")
 
 
 def error_page(error: str, description: str) -> str:

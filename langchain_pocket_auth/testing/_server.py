@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from ._ledger import Client, Ledger, Token
+from ._ledger import GRANT_TYPES, Client, Device, Ledger, Token
 from ._outside import outside
 
 try:
@@ -21,7 +21,15 @@ try:
 
     from ._faults import Fault, Faults, json_answer
     from ._grants import OAuth2Error, Protocol
-    from ._pages import consent_page, error_page, login_page, page_headers
+    from ._openid import key_set
+    from ._pages import (
+        consent_page,
+        device_page,
+        done_page,
+        error_page,
+        login_page,
+        page_headers,
+    )
 except ModuleNotFoundError as error:  # pragma: no cover
     if (error.name or "").partition(".")[0] not in {"authlib", "flask", "werkzeug"}:
         raise
@@ -54,6 +62,10 @@ class AuthorizationServer(Ledger):
     client, refresh tokens that rotate and whose reuse revokes the family.
     Any name may sign in with the password `<name>-password`.
 
+    With the scope `openid` it is an OpenID provider, whose ID tokens may lie; it
+    registers clients (RFC 7591), serves devices (RFC 8628), and gives tokens to apps
+    that act for themselves (`client_credentials`, RFC 7523).
+
     It is also a protected API: `GET /api/<path>` with a bearer token answers
     `{"sub", "scope", "path"}`, `/api/issues` two issues as well (scope
     `issues:read` or `repo`); `?require=<scope>` asks for a scope.
@@ -61,8 +73,6 @@ class AuthorizationServer(Ledger):
     Options and counters are those of `Ledger`.
     """
 
-    port: int = 0
-    """0 takes a free one, and keeps it over a restart."""
     fired: Counter[str] = field(default_factory=Counter, init=False)
     """How often each fault fired."""
 
@@ -97,36 +107,41 @@ class AuthorizationServer(Ledger):
             http.stop()
 
     @property
-    def issuer(self) -> str:
-        """The server's address, without a slash at the end."""
-        if not self.port:
-            raise RuntimeError("The authorization server was not started.")
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
     def authorization_endpoint(self) -> str:
-        return self.issuer + "/authorize"
+        return self.origin + "/authorize"
 
     @property
     def token_endpoint(self) -> str:
-        return self.issuer + "/token"
+        return self.origin + "/token"
 
     @property
     def revocation_endpoint(self) -> str:
-        return self.issuer + "/revoke"
+        return self.origin + "/revoke"
 
     @property
     def introspection_endpoint(self) -> str:
-        return self.issuer + "/introspect"
+        return self.origin + "/introspect"
+
+    @property
+    def device_authorization_endpoint(self) -> str:
+        return self.origin + "/device_authorization"
+
+    @property
+    def registration_endpoint(self) -> str:
+        return self.origin + "/register"
+
+    @property
+    def jwks_uri(self) -> str:
+        return self.origin + "/jwks"
 
     @property
     def api(self) -> str:
         """The base address of the protected API."""
-        return self.issuer + "/api"
+        return self.origin + "/api"
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the server says about itself (RFC 8414)."""
+        """What the server says about itself (RFC 8414, OpenID Connect Discovery)."""
         methods = ["client_secret_basic", "client_secret_post", "none"]
         return {
             "issuer": self.issuer,
@@ -134,8 +149,13 @@ class AuthorizationServer(Ledger):
             "token_endpoint": self.token_endpoint,
             "revocation_endpoint": self.revocation_endpoint,
             "introspection_endpoint": self.introspection_endpoint,
+            "device_authorization_endpoint": self.device_authorization_endpoint,
+            "registration_endpoint": self.registration_endpoint,
+            "jwks_uri": self.jwks_uri,
             "response_types_supported": ["code"],
-            "grant_types_supported": ["authorization_code", "refresh_token"],
+            "grant_types_supported": sorted(GRANT_TYPES),
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": [self.id_token_algorithm],
             "code_challenge_methods_supported": ["S256"],
             "token_endpoint_auth_methods_supported": methods,
             "revocation_endpoint_auth_methods_supported": methods,
@@ -190,13 +210,24 @@ class AuthorizationServer(Ledger):
         self._faults.install(app)
         app.add_url_rule("/authorize", view_func=self._ask)
         app.add_url_rule("/authorize", view_func=self._decide, methods=["POST"])
-        app.add_url_rule("/login", view_func=self._login, methods=["POST"])
+        app.add_url_rule("/device", view_func=self._ask_device)
+        app.add_url_rule("/device", view_func=self._decide_device, methods=["POST"])
+        for path in ("/login", "/device/login"):
+            app.add_url_rule(path, view_func=self._login, methods=["POST"])
         app.add_url_rule("/token", view_func=self._token, methods=["POST"])
         app.add_url_rule("/revoke", view_func=self._revocation, methods=["POST"])
         app.add_url_rule("/introspect", view_func=self._introspect, methods=["POST"])
+        app.add_url_rule("/register", view_func=self._register, methods=["POST"])
         app.add_url_rule(
-            "/.well-known/oauth-authorization-server", view_func=self._well_known
+            "/device_authorization", view_func=self._device, methods=["POST"]
         )
+        app.add_url_rule("/jwks", view_func=self._jwks)
+        for rule in (
+            "/.well-known/<name>",
+            "/.well-known/<name>/<path:path>",
+            "/<path:path>/.well-known/openid-configuration",
+        ):
+            app.add_url_rule(rule, view_func=self._well_known)
         app.add_url_rule("/api/<path:path>", view_func=self._api)
         return app
 
@@ -225,8 +256,34 @@ class AuthorizationServer(Ledger):
         answer: Response = self._protocol.create_endpoint_response("introspection")
         return answer
 
-    def _well_known(self) -> Response:
-        return json_answer(200, self.metadata)
+    def _register(self) -> Response:
+        answer: Response = self._protocol.create_endpoint_response(
+            "client_registration"
+        )
+        return answer
+
+    def _device(self) -> Response:
+        answer: Response = self._protocol.create_endpoint_response(
+            "device_authorization"
+        )
+        return answer
+
+    def _jwks(self) -> Response:
+        return self._document(key_set(self))
+
+    def _well_known(
+        self, name: str = "openid-configuration", path: str = ""
+    ) -> Response:
+        """Answer at the places of RFC 8414 section 3.1 and of OpenID."""
+        known = name in {"oauth-authorization-server", "openid-configuration"}
+        if not known or path != self.issuer_path.strip("/"):
+            return json_answer(404, {})
+        return self._document(self.metadata)
+
+    def _document(self, content: dict[str, Any]) -> Response:
+        with self._lock:
+            self.document_reads[request.path] += 1
+        return json_answer(200, content)
 
     def _api(self, path: str) -> Response:
         with self._lock:
@@ -273,7 +330,8 @@ class AuthorizationServer(Ledger):
         if not username or request.form.get("password") != f"{username}-password":
             return self._login_page(failed=True)
         session["username"] = username
-        return Response("", 303, {"Location": _with_same_query("/authorize")})
+        asked = "/device" if request.path.startswith("/device") else "/authorize"
+        return Response("", 303, {"Location": _with_same_query(asked)})
 
     def _decide(self) -> Response:
         """Answer the client what the person decided."""
@@ -293,6 +351,41 @@ class AuthorizationServer(Ledger):
             grant=grant,
         )
         return self._to_client(answer)
+
+    def _ask_device(self) -> Response:
+        """Ask for the code that a device shows, then what it may."""
+        username = session.get("username")
+        if not username:
+            return self._login_page(failed=False)
+        if not request.args.get("user_code"):
+            return Response(device_page(action="/device"), headers=page_headers())
+        device = self._shown_device()
+        if device is None:
+            return _no_device()
+        session["csrf"] = secrets.token_urlsafe(16)
+        page = consent_page(
+            client_id=device.client_id,
+            scopes=device.scope.split(),
+            action=_with_same_query("/device"),
+            csrf=session["csrf"],
+            username=username,
+            note=f"The device shows the code {device.user_code}.",
+        )
+        return Response(page, headers=page_headers())
+
+    def _decide_device(self) -> Response:
+        """Note what the person decided; the device hears of it when it asks."""
+        device, expected = self._shown_device(), session.pop("csrf", None)
+        if not expected or request.form.get("csrf") != expected:
+            return _error_response("access_denied", "This page was used before.", 403)
+        if device is None:
+            return _no_device()
+        approved = request.form.get("decision") == "approve"
+        self.decide(device, session["username"], approved=approved)
+        return Response(done_page(), headers=page_headers())
+
+    def _shown_device(self) -> Device | None:
+        return self.device_that_shows(request.args.get("user_code", ""))
 
     def _consent_grant(self) -> Any:
         """Validate the request; an answer to give at once if it is not valid."""
@@ -320,9 +413,10 @@ class AuthorizationServer(Ledger):
         return answer
 
     def _login_page(self, *, failed: bool) -> Response:
+        on_device = request.path.startswith("/device")
         page = login_page(
-            client_id=request.args.get("client_id", ""),
-            action=_with_same_query("/login"),
+            client_id=request.args.get("client_id", "a device"),
+            action=_with_same_query("/device/login" if on_device else "/login"),
             username=request.args.get("login_hint", ""),
             failed=failed,
         )
@@ -335,6 +429,10 @@ def _bearer_error(status: int, error: str, required: Iterable[str] = ()) -> Resp
     if required:
         challenge += f', scope="{" ".join(sorted(required))}"'
     return json_answer(status, {"error": error}, {"WWW-Authenticate": challenge})
+
+
+def _no_device() -> Response:
+    return _error_response("invalid_request", "No device waits with this code.", 404)
 
 
 def _error_response(error: str, description: str, status: int = 400) -> Response:

@@ -1,8 +1,8 @@
 """The command `pocket-auth`."""
 # Annotations are evaluated where they stand: typer is an extra, imported when run.
 
-import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
@@ -25,12 +25,24 @@ def make_app() -> "typer.Typer":
     """Return the command and its subcommands."""
     import typer
 
+    from . import (
+        _connections,
+        _doctor,
+        _keys,
+        _login,
+        _new_provider,
+        _providers,
+        _serve,
+    )
+    from ._terminal import Reporting, Setup
+
     # A pretty traceback would show local variables, and with them secrets.
     app = typer.Typer(
-        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        cls=Reporting,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
     )
-    keys = typer.Typer(no_args_is_help=True, help="Keys that seal what is stored.")
-    app.add_typer(keys, name="keys")
 
     def version(value: bool) -> None:
         if value:
@@ -41,6 +53,15 @@ def make_app() -> "typer.Typer":
 
     @app.callback()
     def root(
+        context: typer.Context,
+        settings: Annotated[
+            Path | None,
+            typer.Option(help="A TOML file with settings, below the environment."),
+        ] = None,
+        provider_file: Annotated[
+            list[Path] | None,
+            typer.Option(help="A TOML file with own providers; may be repeated."),
+        ] = None,
         _: Annotated[
             bool,
             typer.Option(
@@ -49,6 +70,7 @@ def make_app() -> "typer.Typer":
         ] = False,
     ) -> None:
         """Let agents act for their end users at third-party services."""
+        context.obj = Setup(settings, tuple(provider_file or ()))
 
     @app.command()
     def demo(
@@ -60,36 +82,16 @@ def make_app() -> "typer.Typer":
         ] = None,
     ) -> None:
         """Play the main job from end to end, on this machine, without an account."""
-        from .demo import run
+        from ..demo import run
 
         raise typer.Exit(run(yes=yes, port=port))
 
-    @app.command()
-    def providers(
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
-        """List the providers that are known, by id and name."""
-        from ._catalog import Catalog
-
-        catalog = Catalog()
-        names = {provider: catalog.get(provider).label for provider in catalog}
-        if as_json:
-            listed = [{"id": id_, "name": name} for id_, name in names.items()]
-            typer.echo(json.dumps(listed, ensure_ascii=False, indent=2))
-            return
-        width = max(map(len, names), default=0)
-        for id_, name in names.items():
-            typer.echo(f"{id_:{width}}  {name}")
-
-    @keys.command()
-    def new() -> None:
-        """Print a new key for POCKET_AUTH_KEYS; put it first, so that it seals."""
-        from ._seal import new_key
-
-        typer.echo(new_key())
-
+    app.add_typer(_providers.app, name="providers")
+    app.command()(_new_provider.new_provider)
+    app.command()(_login.login)
+    app.command()(_connections.logout)
+    app.command()(_connections.connections)
+    app.add_typer(_keys.app, name="keys")
+    app.command()(_doctor.doctor)
+    app.command()(_serve.serve)
     return app
-
-
-if __name__ == "__main__":
-    main()

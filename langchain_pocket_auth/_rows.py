@@ -1,0 +1,439 @@
+"""Rows of the catalog: what is known of a provider, as values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
+
+from ._errors import ConfigurationError
+from ._http import secure_url
+from ._placement import BEARER, Placement, placeholders
+from ._providers import register_id
+
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+AuthMethod = Literal["client_secret_basic", "client_secret_post", "none"]
+Method = Literal["oauth2", "token", "basic", "keypair", "client_credentials"]
+_METHODS: tuple[Method, ...] = (
+    "oauth2",
+    "token",
+    "basic",
+    "keypair",
+    "client_credentials",
+)
+_CLIENT_VALUES = {"token", "client_id", "client_secret"}
+
+
+def _endpoint(url: str) -> str:
+    try:
+        secure_url(re.sub(r"\{[a-z_]+\}", "x", url), "an endpoint")
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
+    return url
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Variable(_Row):
+    """A part of a provider's URLs that the app's registration fills in."""
+
+    description: str = ""
+    default: str | None = None
+    pattern: str = r"[A-Za-z0-9][A-Za-z0-9.-]*"
+    callback_parameter: str | None = None
+    """A parameter of the callback that says it for this person, if it fits."""
+
+
+class FormField(_Row):
+    """One input of a form."""
+
+    label: str
+    secret: bool = False
+    required: bool = True
+    multiline: bool = False
+    """A text area: for keys in PEM."""
+    pattern: str | None = None
+    """What a value has to match as a whole."""
+    env_key: str | None = None
+    """Key in `AuthContext.to_dict`; default `<ID>_<FIELD>`."""
+
+
+_ONE_TOKEN = {"token": FormField(label="API key or token", secret=True)}
+
+
+class Form(_Row):
+    """A way to connect by typing: an API key, a user and password, a key pair."""
+
+    handler: str | None = None
+    """Name of the handler; default `<id>-<method>`."""
+    fields: dict[str, FormField] = _ONE_TOKEN
+    env_keys: tuple[str, ...] = ()
+    """Keys of the access token in `AuthContext.to_dict`, beside those of fields."""
+    docs: str | None = None
+    """Where a person finds what is asked for; default: the row's `docs`."""
+    note: str = ""
+    """One more sentence for the person."""
+    api_credential: Placement = BEARER
+    api_headers: dict[str, str] = {}
+    api_query: dict[str, str] = {}
+    api_base_url: str | None = None
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        known = {*self.fields, "token"}
+        _check_templates(self, known)
+        if not self.fields:
+            raise ValueError("a form has at least one field")
+        if not any(f.secret for f in self.fields.values()):
+            raise ValueError("a form has at least one secret field")
+        return self
+
+
+class AccountLookup(_Row):
+    """
+    A request after the token that tells which accounts or sites it reaches.
+
+    The members of the chosen one become values of the connection, for URLs and
+    headers of API calls. If there are several, the person chooses.
+    """
+
+    endpoint: Endpoint
+    list: str = ""
+    """Path of the array in the answer; `""`: the answer itself, array or object."""
+    id: str = "id"
+    """What tells one from the others."""
+    label: str = "name"
+    """What a person knows it by."""
+    members: dict[str, str]
+    """Value to member: `cloud_id = "id"`."""
+    prefix: str = "Bearer "
+    """Before the token in Authorization."""
+
+
+class TokenExchange(_Row):
+    """
+    A second token in place of the first, and in place of refreshing.
+
+    Meta's: a short-lived token is exchanged for one that lives 60 days.
+    """
+
+    endpoint: Endpoint
+    grant_type: str
+    token_parameter: str = "access_token"
+    method: Literal["GET", "POST"] = "GET"
+    refresh_endpoint: Endpoint | None = None
+    """Default: the exchange again, with the token that is still good."""
+    refresh_grant_type: str | None = None
+
+
+class Revocation(_Row):
+    """A way to revoke that is not RFC 7009."""
+
+    endpoint: Endpoint
+    method: Literal["POST", "DELETE", "GET"] = "POST"
+    format: Literal["form", "json"] = "form"
+    basic: bool = False
+    """Basic authentication with the app's id and secret."""
+    headers: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+    """May name `{token}`, `{client_id}`, `{client_secret}` and kept members."""
+
+
+class Provider(_Row):
+    """
+    The facts of one provider. Names are RFC 8414's, defaults the RFCs'.
+
+    ```python
+    PocketAuth(providers=[Provider(
+        id="acme",
+        authorization_endpoint="https://acme.test/authorize",
+        token_endpoint="https://acme.test/token",
+    )])
+    ```
+    The same keys, in a table named by the id, make a TOML file for
+    `PocketAuth(providers=["acme.toml"])`. An unknown key is an error. A row offers
+    OAuth 2 (`oauth2`) if it has an authorization endpoint or an issuer to discover it
+    from, and each of the forms `token`, `basic` and `keypair` that it has a table for.
+    """
+
+    id: str
+    display_name: str = ""
+    aliases: tuple[str, ...] = ()
+    category: str = ""
+    docs: str | None = None
+    """Where these facts were read."""
+    checked: date | None = None
+    sources: int | None = None
+    """How many independent sources state them."""
+    unverified: tuple[str, ...] = ()
+    """Keys of this row that no source was seen for."""
+    default_method: Method | None = None
+    """The handler that is meant when only the provider is named; default: the first."""
+    unsupported: str = ""
+    """Why there is no way to connect, where there is none."""
+
+    # -- the server (RFC 8414)
+    issuer: str | None = None
+    """Alone, it is where the other endpoints are discovered (RFC 8414, OpenID)."""
+    authorization_endpoint: Endpoint | None = None
+    token_endpoint: Endpoint | None = None
+    refresh_endpoint: Endpoint | None = None
+    revocation_endpoint: Endpoint | None = None
+    device_authorization_endpoint: Endpoint | None = None
+    registration_endpoint: Endpoint | None = None
+    jwks_uri: Endpoint | None = None
+    grant_types_supported: tuple[str, ...] = ("authorization_code", "refresh_token")
+    authorization_response_iss_parameter_supported: bool = False
+
+    # -- the authorization request and its answer
+    response_type: str = "code"
+    """`""`: not sent."""
+    code_challenge_method: Literal["S256", "unsupported"] = "S256"
+    redirect_uri_prefixes: tuple[str, ...] = ("https://", "http://")
+    """What a redirect URI has to begin with."""
+    authorization_parameters: dict[str, str] = {}
+    code_parameter: str = "code"
+    callback_members: tuple[str, ...] = ()
+    """Parameters of the callback that are kept in `detail`."""
+
+    # -- token requests and their answers
+    token_endpoint_auth_method: AuthMethod = "client_secret_basic"
+    refresh_endpoint_auth_method: AuthMethod | None = None
+    token_request_method: Literal["POST", "GET"] = "POST"
+    token_request_format: Literal["form", "json"] = "form"
+    token_request_headers: dict[str, str] = {}
+    parameter_names: dict[str, str] = {}
+    """Other names in all requests: `client_id = "client_key"`."""
+    authorization_parameter_names: dict[str, str] = {}
+    """The same for the authorization request, where it differs from the others."""
+    token_parameters: dict[str, str] = {}
+    refresh_parameters: dict[str, str] = {}
+    token_response: dict[str, str] = {}
+    """Paths in the answer to a code: `access_token = "authed_user.access_token"`.
+
+    Keys: access_token, refresh_token, expires_in, expires_at, scope, token_type,
+    `success`, a member that must be true, and `error`, one that must be absent, 0 or
+    empty.
+    """
+    refresh_response: dict[str, str] = {}
+    """The same for the answer to a refresh token, which is flat more often."""
+    token_response_members: tuple[str, ...] = ()
+    """Members of the answer that are kept in `detail`; paths by their last part."""
+    default_expires_in: int | None = None
+    """Seconds to take for the lifetime where no answer tells it."""
+    account_lookup: AccountLookup | None = None
+    token_exchange: TokenExchange | None = None
+    revocation: Revocation | None = None
+
+    # -- scopes
+    scoped: bool = True
+    scope_parameter: str = "scope"
+    scope_separator: str = " "
+    required_scopes: tuple[str, ...] = ()
+    """Asked for every time, whatever a tool needs (`offline_access`)."""
+    recommended_scopes: tuple[str, ...] = ()
+    scope_aliases: dict[str, str] = {}
+    """Other spellings in answers: `email = "https://…/userinfo.email"`."""
+    scope_prefix: str = ""
+    """A prefix that answers put before a scope, or leave out."""
+    scope_implies: dict[str, tuple[str, ...]] = {}
+    scopes_not_echoed: tuple[str, ...] = ()
+    """Scopes that are granted although answers do not list them."""
+    granted_scopes: Literal["exact", "unreliable"] = "exact"
+
+    # -- API calls
+    api_base_url: str | None = None
+    api_credential: Placement = BEARER
+    api_headers: dict[str, str] = {}
+    api_query: dict[str, str] = {}
+
+    variables: dict[str, Variable] = {}
+    env_keys: tuple[str, ...] = ()
+
+    # -- ways without OAuth
+    token: Form | None = None
+    basic: Form | None = None
+    keypair: Form | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        register_id(self.id)
+        learned = {*self.callback_members}
+        learned |= {p.rpartition(".")[2] for p in self.token_response_members}
+        if self.account_lookup:
+            learned |= self.account_lookup.members.keys()
+        # What is typed into a key pair's form may be a part of where tokens are made.
+        typed = self.keypair.fields.keys() if self.keypair else set()
+        unknown = placeholders(*self._templates()) - self.variables.keys() - typed
+        if unknown:
+            raise ValueError(
+                f"URLs and parameters use {sorted(unknown)}, which is not among the "
+                f"row's variables {sorted(self.variables)}"
+            )
+        unused = self.variables.keys() - placeholders(
+            *self._templates(), *_api_templates(self)
+        )
+        if unused:
+            raise ValueError(f"nothing uses the variables {sorted(unused)}")
+        _check_templates(self, {*self.variables, *learned, *_CLIENT_VALUES})
+        if both := self.variables.keys() & learned:
+            raise ValueError(f"{sorted(both)} are variables and kept members")
+        for name, variable in self.variables.items():
+            has_pattern = "pattern" in variable.model_fields_set
+            if variable.callback_parameter and not has_pattern:
+                raise ValueError(
+                    f"variables.{name}: a callback names a host here, so a pattern has "
+                    "to list those that may be sent the app's secret"
+                )
+        if self.authorization_endpoint and not self.token_endpoint:
+            raise ValueError("an authorization endpoint needs a token_endpoint")
+        if not self.methods and not self.unsupported:
+            raise ValueError(
+                "no way to authenticate: give authorization_endpoint and "
+                "token_endpoint, an issuer, or a token, basic or keypair table"
+            )
+        if self.default_method and self.default_method not in self.methods:
+            raise ValueError(f"default_method is one of {', '.join(self.methods)}")
+        return self
+
+    def _templates(self) -> Iterator[str]:
+        endpoints = [
+            self.issuer,
+            self.authorization_endpoint,
+            self.token_endpoint,
+            self.refresh_endpoint,
+            self.revocation_endpoint,
+            self.device_authorization_endpoint,
+            self.registration_endpoint,
+            self.jwks_uri,
+        ]
+        if self.account_lookup:
+            endpoints.append(self.account_lookup.endpoint)
+        if self.token_exchange:
+            endpoints.append(self.token_exchange.endpoint)
+            endpoints.append(self.token_exchange.refresh_endpoint)
+        if self.revocation:
+            endpoints.append(self._of_variables(self.revocation.endpoint))
+        for endpoint in filter(None, endpoints):
+            # Microsoft's: the tenant is named by the ID token.
+            yield endpoint.replace("{tenantid}", "")
+        for parameters in (
+            self.authorization_parameters,
+            self.token_parameters,
+            self.refresh_parameters,
+            self.token_request_headers,
+        ):
+            yield from parameters.values()
+
+    @staticmethod
+    def _of_variables(template: str) -> str:
+        for name in _CLIENT_VALUES:
+            template = template.replace(f"{{{name}}}", "")
+        return template
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The ways to authenticate, the default first."""
+        found = [m for m in _METHODS if self._offers(m)]
+        if self.default_method in found:
+            found.remove(self.default_method)
+            found.insert(0, self.default_method)
+        return tuple(found)
+
+    def _offers(self, method: Method) -> bool:
+        if self.unsupported:
+            return False
+        if method == "oauth2":
+            # An issuer alone is enough: the endpoints are discovered.
+            return bool(self.authorization_endpoint) or self.is_discovered
+        if method == "client_credentials":
+            return method in self.grant_types_supported and bool(self.token_endpoint)
+        return getattr(self, method) is not None
+
+    @property
+    def is_discovered(self) -> bool:
+        """Whether the endpoints are read from the issuer's metadata."""
+        return bool(self.issuer) and not self.token_endpoint
+
+    def form(self, method: str) -> Form | None:
+        """Return the form of a method, if it is one."""
+        forms = {"token": self.token, "basic": self.basic, "keypair": self.keypair}
+        return forms.get(method)
+
+    def handler_name(self, method: str) -> str:
+        """Name of the handler of a method: `github-oauth2`."""
+        if (form := self.form(method)) and form.handler:
+            return form.handler
+        return f"{self.id}-{method}".replace("_", "-")
+
+    @property
+    def environment_keys(self) -> tuple[str, ...]:
+        """Keys of `AuthContext.to_dict` for OAuth 2."""
+        return self.env_keys or (f"{self.env_prefix}_TOKEN",)
+
+    @property
+    def env_prefix(self) -> str:
+        """What names of settings and environment keys begin with."""
+        return self.id.upper().replace("-", "_")
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        return self.display_name or self.id
+
+
+def _api_templates(row: Provider | Form) -> Iterator[str]:
+    yield from row.api_credential.templates
+    yield from row.api_headers.values()
+    yield from row.api_query.values()
+    if row.api_base_url:
+        yield row.api_base_url
+
+
+def _check_templates(row: Provider | Form, known: set[str]) -> None:
+    if unknown := placeholders(*_api_templates(row)) - known:
+        raise ValueError(f"API calls use {sorted(unknown)}, known are {sorted(known)}")
+
+
+class Client(BaseModel):
+    """
+    The app's registration at one provider.
+
+    Further members fill the variables of the provider's URLs (`tenant`), or the
+    fields of a form: then nobody is asked, because the app itself connects.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    client_id: str = Field(default="", min_length=1)
+    client_secret: SecretStr | None = None
+    token_endpoint_auth_method: AuthMethod | None = None
+    """As chosen where the app was registered; default: the row's."""
+    redirect_uri: str | None = None
+    """What to send in its place, where the provider knows it by another name."""
+    authorization_parameters: dict[str, str] = Field(default_factory=dict)
+    """Further parameters of the app's: `{"audience": "https://api.acme.test"}`."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Values for the variables of the provider's URLs."""
+        return {k: str(v) for k, v in (self.model_extra or {}).items()}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # Further members may be keys.
+        yield "client_id", self.client_id
