@@ -103,6 +103,7 @@ class Attempts:
     async def _noted(
         self, future: Future, key: SessionKey, attempt: FutureData
     ) -> Stored[Attempt]:
+        handler = self._registry.named(future.handler)
         entry = Attempt(
             uid=attempt.uid,
             future_id=future.id,
@@ -111,11 +112,9 @@ class Attempts:
             scopes=future.scopes,
             request=future.request,
             data=attempt.data,
-            expires_at=self._vault.now() + ATTEMPT_TTL,
+            expires_at=self._vault.now() + min(handler.attempt_ttl, ATTEMPT_TTL),
         )
-        noted = await self._vault.create(
-            attempt_key(attempt.uid), entry, ATTEMPT_KEPT
-        )
+        noted = await self._vault.create(attempt_key(attempt.uid), entry, ATTEMPT_KEPT)
         assert noted is not None  # noqa: S101 - its name is random
         return noted
 
@@ -299,9 +298,7 @@ class Attempts:
 
     # --------------------------------------------------------------- the device flow
 
-    async def device(
-        self, ticket: str, show: Callable[[DeviceCode], None]
-    ) -> Result:
+    async def device(self, ticket: str, show: Callable[[DeviceCode], None]) -> Result:
         """
         Let the person of a link agree on another machine; returns when it is over.
 

@@ -7,7 +7,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -140,7 +140,8 @@ def _trusted() -> ssl.SSLContext:
 
 def _date(headers: httpx.Headers) -> datetime | None:
     try:
-        return parsedate_to_datetime(headers.get("date", ""))
+        # Aware, whatever zone it names.
+        return parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
     except ValueError:
         return None
 

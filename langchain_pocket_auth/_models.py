@@ -200,6 +200,7 @@ class AuthContext(Confidential, ABC):
     )
     _placed: Placed | None = PrivateAttr(default=None)
     _provider: str | None = PrivateAttr(default=None)
+    _masked_texts: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("expires_at")
     @classmethod

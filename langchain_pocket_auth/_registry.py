@@ -94,8 +94,13 @@ class Registry:
                 f"{row.label} {row.unsupported}: pass a handler of your own in "
                 "PocketAuth(handlers=[...])"
             )
-        # Stable: of several defaults an own one comes first.
-        return sorted([*own, *rows], key=lambda h: not h.provider_default())
+        # Stable: of several defaults an own one comes first. A key in the settings
+        # counts before a default that the app is not registered for.
+        found = sorted([*own, *rows], key=lambda h: not h.provider_default())
+        client = self._clients.get(provider)
+        if client and not client.client_id:
+            found.sort(key=lambda h: not h.unattended)
+        return found
 
     def named(self, name: str) -> AuthHandlerInterface:
         """

@@ -188,7 +188,7 @@ class Provider(_Row):
     """Why there is no way to connect, where there is none."""
 
     # -- the server (RFC 8414)
-    issuer: str | None = None
+    issuer: Endpoint | None = None
     """Alone, it is where the other endpoints are discovered (RFC 8414, OpenID)."""
     authorization_endpoint: Endpoint | None = None
     token_endpoint: Endpoint | None = None
@@ -277,6 +277,22 @@ class Provider(_Row):
         learned |= {p.rpartition(".")[2] for p in self.token_response_members}
         if self.account_lookup:
             learned |= self.account_lookup.members.keys()
+        self._check_variables(learned)
+        _check_templates(self, {*self.variables, *learned, *_CLIENT_VALUES})
+        for form in filter(None, (self.token, self.basic, self.keypair)):
+            _check_hosts(form, self.api_base_url)
+        if self.authorization_endpoint and not self.token_endpoint:
+            raise ValueError("an authorization endpoint needs a token_endpoint")
+        if not self.methods and not self.unsupported:
+            raise ValueError(
+                "no way to authenticate: give authorization_endpoint and "
+                "token_endpoint, an issuer, or a token, basic or keypair table"
+            )
+        if self.default_method and self.default_method not in self.methods:
+            raise ValueError(f"default_method is one of {', '.join(self.methods)}")
+        return self
+
+    def _check_variables(self, learned: set[str]) -> None:
         # What is typed into a key pair's form may be a part of where tokens are made.
         typed = self.keypair.fields.keys() if self.keypair else set()
         unknown = placeholders(*self._templates()) - self.variables.keys() - typed
@@ -290,7 +306,6 @@ class Provider(_Row):
         )
         if unused:
             raise ValueError(f"nothing uses the variables {sorted(unused)}")
-        _check_templates(self, {*self.variables, *learned, *_CLIENT_VALUES})
         if both := self.variables.keys() & learned:
             raise ValueError(f"{sorted(both)} are variables and kept members")
         for name, variable in self.variables.items():
@@ -300,16 +315,6 @@ class Provider(_Row):
                     f"variables.{name}: a callback names a host here, so a pattern has "
                     "to list those that may be sent the app's secret"
                 )
-        if self.authorization_endpoint and not self.token_endpoint:
-            raise ValueError("an authorization endpoint needs a token_endpoint")
-        if not self.methods and not self.unsupported:
-            raise ValueError(
-                "no way to authenticate: give authorization_endpoint and "
-                "token_endpoint, an issuer, or a token, basic or keypair table"
-            )
-        if self.default_method and self.default_method not in self.methods:
-            raise ValueError(f"default_method is one of {', '.join(self.methods)}")
-        return self
 
     def _templates(self) -> Iterator[str]:
         endpoints = [
@@ -403,6 +408,15 @@ def _api_templates(row: Provider | Form) -> Iterator[str]:
     yield from row.api_query.values()
     if row.api_base_url:
         yield row.api_base_url
+
+
+def _check_hosts(form: Form, base_url: str | None) -> None:
+    # What a person types must not decide freely where requests go.
+    urls = (form.api_base_url or base_url, form.api_credential.url)
+    for name in placeholders(*urls) & form.fields.keys():
+        field = form.fields[name]
+        if field.pattern is None and not field.secret:
+            raise ValueError(f"{name} is a part of URLs: give it a pattern")
 
 
 def _check_templates(row: Provider | Form, known: set[str]) -> None:

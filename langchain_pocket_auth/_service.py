@@ -253,6 +253,7 @@ class Service:
             handler = self.registry.named(handler_name(stored))
             copy._environment = handler.environment()  # noqa: SLF001
             copy._placed = handler.placement(context)  # noqa: SLF001
+            copy._masked_texts = handler.secrets(context)  # noqa: SLF001
         return copy
 
     # ----------------------------------------------------- what gate and guard need

@@ -31,7 +31,7 @@ from .storage import Key, Record, StorageBackend
 # A version starts at a random number and counts up: a row that was deleted and
 # made again never reaches an old version, so an old seal does not open in it.
 _VERSION_BITS = 52
-ATTEMPT_TTL = timedelta(minutes=10)  # the longest a login takes; codes live less
+ATTEMPT_TTL = timedelta(minutes=30)  # the longest that any attempt is open
 ATTEMPT_KEPT = timedelta(days=1)  # so that a late answer is told "expired"
 CAS_TRIES = 8
 SWEEP_EVERY = 100  # new records between two cleanings

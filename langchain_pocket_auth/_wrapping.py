@@ -212,8 +212,9 @@ def _inside(entry: Entry) -> Iterator[None]:
 
 def _tokens() -> tuple[str, ...]:
     entry = current_entry()
-    contexts = entry.contexts.values() if entry else ()
-    return tuple({c.access_token for c in contexts if c is not None and c.access_token})
+    contexts = [c for c in entry.contexts.values() if c] if entry else []
+    texts = {t for c in contexts for t in (c.access_token, *c._masked_texts)}  # noqa: SLF001
+    return tuple(sorted(texts - {""}, key=len, reverse=True))
 
 
 def _values(needs: Needs, entry: Entry) -> dict[str, AuthContext | None]:

@@ -9,13 +9,17 @@ import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from conftest import call, free_port, says
 from fastapi import APIRouter, FastAPI
 from graphs import SYNC, Work, ask, build, results, run
+from langchain.agents import create_agent
+from langchain.agents.middleware import ToolRetryMiddleware
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from support import BOUND_S, KEYS, Clock, deliver, outcome_of, query_of
 from test_pages import MARKUP
@@ -25,6 +29,7 @@ from langchain_pocket_auth import (
     AuthorizationRequired,
     ConfigurationError,
     FutureStore,
+    InjectedAuth,
     PocketAuth,
     Provider,
     ProviderError,
@@ -33,7 +38,12 @@ from langchain_pocket_auth import (
 )
 from langchain_pocket_auth.handlers import AuthHandlerInterface, FormHandler
 from langchain_pocket_auth.server._pages import SECURITY_HEADERS
-from langchain_pocket_auth.testing import Browser, LeakWatch, assert_no_leak
+from langchain_pocket_auth.testing import (
+    Browser,
+    LeakWatch,
+    ScriptedModel,
+    assert_no_leak,
+)
 from langchain_pocket_auth.testing._html import read_page
 
 KEY = "sk-2fd41c0e9b77"
@@ -797,6 +807,47 @@ def test_no_value_shows_anywhere(make: Make, tmp_path: Path) -> None:
     pocket.close()
     assert any("pay did a" in text for text in watch.collected)
     watch.assert_clean(secrets, *seen, files=[store, checkpoints])
+
+
+@pytest.mark.parametrize(
+    "name", ["openai-token", "linkedin-basicauth", "jira-token", "acme-token"]
+)
+def test_tool_cannot_show_what_was_typed(pocket: PocketAuth, name: str) -> None:
+    """Every secret of a form is masked in a tool's texts; what is none stays."""
+    typed, token, _, _ = KINDS[name]
+    secret = typed.get("token") or typed["password"]
+    provider = Flow(pocket, name).names["auth_provider"]
+    Need = Annotated[AuthContext, InjectedAuth(provider, handler=name)]  # noqa: N806
+
+    @tool("blab")
+    def blab(text: str, auth: Need) -> str:
+        """Show all that it knows."""
+        return f"{text} {auth.to_dict()} {auth.headers()}"
+
+    @tool("breaks")
+    def breaks(auth: Need) -> str:
+        """Fail with all that it knows."""
+        raise ValueError([*auth.to_dict().values(), *auth.headers().values()])
+
+    calls = says(call("blab", text="a"), call("breaks"))
+    retry = ToolRetryMiddleware(max_retries=0, on_failure="continue")
+    agent = create_agent(
+        ScriptedModel(script=[calls]),
+        [blab, breaks],
+        middleware=[pocket.middleware(), retry],
+        checkpointer=InMemorySaver(),
+    )
+    paused = ask(agent, SYNC)
+    [pending] = pending_authorizations(paused)
+    with Browser("alice", fields=typed) as alice:
+        assert outcome_of(alice.visit(pending.url)) == "connected"
+    done = results(run(agent, resume(paused), SYNC))
+    assert "***" in done["blab"].text
+    assert "***" in done["breaks"].text
+    shown = {"alice", "a@acme.test"} & {*typed.values()}
+    assert all(value in done["blab"].text for value in shown)
+    secrets = [secret, token, typed.get("chain", secret)]
+    assert_no_leak([*secrets, basic(typed.get("email", "x"), secret)], done)
 
 
 # --------------------------------------------------------------- the app's own key

@@ -71,6 +71,7 @@ PLACES = {
     "platformdirs": "_service",
     "pydantic_settings": "_settings",
     "pytest": "testing",
+    "rich": "cli",
     "sqlalchemy": "storage",
     "starlette": "server",
     "typer": "cli",

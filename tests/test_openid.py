@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import traceback
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -13,11 +14,12 @@ from typing import Any
 import jwt
 import pytest
 import pytest_asyncio
-from conftest import call, says
+from conftest import call, provider, says
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from graphs import ASYNC, GATES, Work, build, thread
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from support import (
+    BOUND_S,
     Clock,
     asks,
     connect,
@@ -26,9 +28,11 @@ from support import (
     outcome_of,
     state,
     token,
+    until,
 )
 
 from langchain_pocket_auth import (
+    AuthContext,
     ConfigurationError,
     PocketAuth,
     ProviderUnavailable,
@@ -638,4 +642,58 @@ async def test_app_learns_that_the_issuer_publishes_no_keys(
     page = await alice.avisit(await link(pocket, *SCOPES))
     assert outcome_of(page) == "failed"
     assert await pocket.list_session_state() == []
+    assert server.revoked_families == 1
+
+
+# ------------------------------------------------------------------ without a browser
+
+
+async def on_a_device(
+    pocket: PocketAuth, person: Browser, capsys: pytest.CaptureFixture[str]
+) -> AuthContext:
+    """Let a person agree with a code that a terminal shows."""
+    text = ""
+
+    async def printed() -> bool:
+        nonlocal text
+        text += capsys.readouterr().out
+        return "code " in text
+
+    waiting = pocket.connect("acme", scopes=SCOPES, device=True, timeout=BOUND_S)
+    task = asyncio.ensure_future(waiting)
+    await until(printed)
+    [(url, code)] = re.findall(r"Open (\S+) .*\n.* the code (\S+)", text)
+    await asyncio.to_thread(person.approve_device, url, code)
+    return await task
+
+
+@pytest.fixture
+def far(make_pocket: Callable[..., PocketAuth], server: AuthorizationServer) -> Any:
+    """A pocket whose provider has the device flow."""
+    server.device_interval_s = 0.05
+    endpoint = server.device_authorization_endpoint
+    row = provider(server, "acme", device_authorization_endpoint=endpoint)
+    return make_pocket(providers=[row])
+
+
+async def test_account_of_a_device_is_shown(
+    far: PocketAuth, alice: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ID token that devices get, without a nonce, is checked all the same."""
+    await on_a_device(far, alice, capsys)
+    [session] = await far.list_session_state()
+    assert session["account"] == "alice@users.test"
+
+
+async def test_lying_id_token_connects_no_device(
+    far: PocketAuth,
+    server: AuthorizationServer,
+    alice: Browser,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is stored, and the grant is given back."""
+    server.id_token_key = "other"
+    with pytest.raises(TokenRequestError, match="signature"):
+        await on_a_device(far, alice, capsys)
+    assert await far.list_session_state() == []
     assert server.revoked_families == 1

@@ -105,4 +105,4 @@ def test_readme_names_every_command_and_stays_short() -> None:
     text = README.read_text()
     assert 'python -m pip install -e ".[demo]" && pocket-auth demo' in text
     assert 'python -m pip install -e ".[test]" && python -m pytest' in text
-    assert len(text.splitlines()) <= 320
+    assert len(text.splitlines()) <= 350

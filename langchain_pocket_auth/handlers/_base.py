@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from .._models import AuthContext, AuthenticateRequest, Choice
@@ -106,6 +107,9 @@ class AuthHandlerInterface(ABC):
     posts_callback: ClassVar[bool] = False
     """Whether the answer arrives as a form that the browser posts."""
 
+    attempt_ttl: ClassVar[timedelta] = timedelta(minutes=10)
+    """How long an attempt waits for its answer; half an hour at most."""
+
     @property
     def unattended(self) -> bool:
         """Whether `authenticate` needs no person: nobody is asked, nothing pauses."""
@@ -141,6 +145,10 @@ class AuthHandlerInterface(ABC):
         provider = self.provider()
         name = str(getattr(provider, "value", provider)).upper().replace("-", "_")
         return {f"{name}_TOKEN": "access_token"}
+
+    def secrets(self, context: AuthContext) -> tuple[str, ...]:
+        """Return what is masked in all that tools return and raise."""
+        return (context.access_token,)
 
     def missing_scopes(
         self, granted: Collection[str], needed: Collection[str]

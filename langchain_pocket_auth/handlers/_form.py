@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -49,6 +50,8 @@ class FormHandler(RowHandler):
     """
 
     method: ClassVar[Method] = "token"
+    # Some have to make a key first.
+    attempt_ttl: ClassVar[timedelta] = timedelta(minutes=30)
 
     @classmethod
     def _described(cls, row: Provider) -> str:

@@ -22,7 +22,7 @@ from .._errors import (
 from .._futures import FutureData, FutureStore
 from .._http import Answer
 from .._models import AuthContext, AuthenticateRequest, Choice
-from .._placement import fill
+from .._placement import fill, placeholders
 from .._rows import Client, Method, Provider
 from ._answers import OAuth2Context, checked, context_of
 from ._device import GRANT_TYPE, DeviceCode, device_code_of, polled, unsupported
@@ -451,6 +451,14 @@ class OAuth2Handler(RowHandler):
 
     def environment(self) -> dict[str, str]:
         return dict.fromkeys(self.row.environment_keys, "access_token")
+
+    def secrets(self, context: AuthContext) -> tuple[str, ...]:
+        placed = self.placement(context)
+        named = placeholders(*placed.headers.values(), *placed.query.values())
+        secret = (
+            placed.values.get("client_secret") if "client_secret" in named else None
+        )
+        return (context.access_token, *([secret] if secret else []))
 
     def _values(self, context: AuthContext) -> dict[str, str]:
         values = super()._values(context)

@@ -23,6 +23,7 @@ from .._errors import (
 from .._http import LOOPBACK_HOSTS
 from .._service import Service
 from .._vault import Future
+from ..handlers import FormHandler
 from ._pages import SECURITY_HEADERS, Outcome, page
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,12 @@ class Desk:
             return await self._choose(ticket, choice["account"])
         try:
             url = await self.ask(lambda e: e.attempts.begin(ticket))
-            _, key = await self.ask(lambda e: e.attempts.ticket(ticket))
+            stored, key = await self.ask(lambda e: e.attempts.ticket(ticket))
         except PocketAuthError as error:
             return self.failed(error)
+        if isinstance(self._registry.named(stored.entry.handler), FormHandler):
+            # Of our own origin, which `form-action` allows.
+            return RedirectResponse(url, 303, headers=dict(SECURITY_HEADERS))
         label = self._label(key.provider)
         return page(Outcome.LEAVING, status=200, provider=label, next_url=url)
 
