@@ -191,7 +191,7 @@ class Attempts:
             raise CallbackRefused("mismatch")
         if future_id not in {None, attempt.future_id}:
             raise CallbackRefused("mismatch")
-        if not handler.check_issuer(issuer):
+        if not handler.check_issuer(issuer, attempt.data):
             logger.warning("%s: an answer came from another issuer", handler.name)
             raise CallbackRefused("mismatch")
         if value is None and error is None:

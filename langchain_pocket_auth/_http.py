@@ -65,7 +65,7 @@ class Http:
         url: str,
         *,
         provider: str,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
         as_json: bool = False,
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,

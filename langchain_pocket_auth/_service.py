@@ -32,7 +32,15 @@ from ._refresh import advisory_at
 from ._registry import Registry
 from ._seal import KeyRing
 from ._task import AlreadyResumed
-from ._vault import Known, Session, Stored, Vault, handler_name, known_key
+from ._vault import (
+    CAS_TRIES,
+    Known,
+    Session,
+    Stored,
+    Vault,
+    handler_name,
+    known_key,
+)
 from .storage import StorageBackend, storage_from_url
 
 T = TypeVar("T")
@@ -340,9 +348,16 @@ class Service:
         return known.entry.data if known else None
 
     async def remember(self, name: str, data: dict[str, Any]) -> None:
-        """Remember *data*, sealed, unless something is remembered already."""
-        vault = (await self._engine()).vault
-        await vault.create(known_key(name), Known(data=data))
+        """Remember *data*, sealed, in the place of what was; the last write counts."""
+        vault, key = (await self._engine()).vault, known_key(name)
+        known = Known(data=data)
+        for _ in range(CAS_TRIES):
+            old = await vault.get(Known, key)
+            saved = await (
+                vault.replace(old, known) if old else vault.create(key, known)
+            )
+            if saved is not None:
+                return
 
     # ------------------------------------------------------- behind the FutureStore
 

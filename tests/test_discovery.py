@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from support import KEYS, Clock, asks, connect, link, outcome_of, state, token
 
 from langchain_pocket_auth import (
+    AuthorizationRequired,
     ConfigurationError,
     PocketAuth,
     Provider,
@@ -648,6 +649,22 @@ async def test_expired_client_registers_again(
     clock.forward(601)
     server.clock = lambda: before() + 601
     await connect(issuer_only, alice, "read", provider="found", thread_id="b")
+    assert server.registrations == 2
+
+
+async def test_client_that_the_server_forgot_is_registered_again(
+    issuer_only: PocketAuth, server: AuthorizationServer, alice: Browser
+) -> None:
+    """Its sessions need consent again, and the next question is of a new client."""
+    server.access_token_ttl_s = 1
+    await connect(issuer_only, alice, "read", provider="found")
+    server.clients.clear()
+    await asyncio.sleep(1.1)
+    assert await state(issuer_only, "read", provider="found") == "DO_REFRESH"
+    with pytest.raises(AuthorizationRequired):
+        await token(issuer_only, "read", provider="found")
+    assert await state(issuer_only, "read", provider="found") == "DO_AUTH"
+    await connect(issuer_only, alice, "read", provider="found")
     assert server.registrations == 2
 
 

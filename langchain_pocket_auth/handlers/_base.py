@@ -160,8 +160,12 @@ class AuthHandlerInterface(ABC):
         """Whether `refresh` can be tried with *context*."""
         return type(self).refresh is not AuthHandlerInterface.refresh
 
-    def check_issuer(self, issuer: str | None) -> bool:  # noqa: ARG002
-        """Whether an authorization answer's `iss` is right (RFC 9207)."""
+    def check_issuer(
+        self,
+        issuer: str | None,  # noqa: ARG002
+        data: Mapping[str, Any] | None = None,  # noqa: ARG002
+    ) -> bool:
+        """Whether an answer's `iss` is right for an attempt's *data* (RFC 9207)."""
         return True
 
     async def revoke(self, auth_req: AuthenticateRequest, context: AuthContext) -> bool:  # noqa: ARG002

@@ -59,9 +59,7 @@ def device_code_of(row: Provider, answer: Answer, sent: datetime) -> DeviceCode:
     uri = content.get("verification_uri") or content.get("verification_url")
     texts = (content.get("device_code"), content.get("user_code"), uri)
     if not all(isinstance(text, str) and text for text in texts):
-        raise ProviderUnavailable(
-            f"{row.label} sent no device code", provider=row.id
-        )
+        raise ProviderUnavailable(f"{row.label} sent no device code", provider=row.id)
     device_code, user_code, uri = map(str, texts)
     complete = content.get("verification_uri_complete")
     return DeviceCode(

@@ -16,7 +16,7 @@ from .._errors import (
     ConfigurationError,
     GrantRevoked,
     MissingClient,
-    ProviderError,
+    PocketAuthError,
     TokenRequestError,
 )
 from .._futures import FutureData, FutureStore
@@ -129,6 +129,8 @@ class OAuth2Handler(RowHandler):
         }
         parameters |= asked
         attempt.data["redirect_uri"] = auth_req.redirect_uri
+        if row.authorization_response_iss_parameter_supported:
+            attempt.data["iss_promised"] = True
         if app.registered:
             attempt.data["client"] = app.as_data()
         if row.issuer and "openid" in self._scopes(row, auth_req):
@@ -195,41 +197,60 @@ class OAuth2Handler(RowHandler):
         context = context_of(row, checked(row, answer), sent, row.token_response)
         context.detail = {**learned, **(context.detail or {})} or None
         context.client = app.as_data() if app.registered else None
-        try:
-            return await self._completed(row, app, context, attempt.data.get("nonce"))
-        except ProviderError:
-            await self.revoke(auth_req, context)  # nobody would know of it
-            raise
+        nonce = attempt.data.get("nonce")
+        return await self._completed(row, app, auth_req, context, nonce=nonce)
 
     async def _completed(
-        self, row: Provider, app: App, context: OAuth2Context, nonce: str | None
+        self,
+        row: Provider,
+        app: App,
+        auth_req: OAuth2Request,
+        context: OAuth2Context,
+        *,
+        nonce: str | None = None,
     ) -> OAuth2Context:
         """Exchange, identify and look up, where the row says so."""
-        if row.token_exchange:
-            context = await self._exchanged(row, app, context, refresh=False)
-        if nonce is not None and row.issuer:
-            if context.id_token is None:
-                raise TokenRequestError(
-                    f"{row.label} sent no ID token, though openid was asked for",
-                    provider=row.id,
-                    code="invalid_id_token",
-                    status=200,
-                )
-            identity = await identity_of(
-                self._registration.http,
-                provider=row.id,
-                id_token=context.id_token,
-                issuer=self._issuer(row.issuer),
-                client_id=app.client_id,
-                nonce=nonce,
-                jwks_uri=self._url(row.jwks_uri) if row.jwks_uri else None,
-                now=datetime.now(UTC),
-            )
-            context.account = identity.label
-            context.description = f"{row.label} account of {identity.label}"
-        if row.account_lookup:
-            await self._requests(row).look_up(context, self._url)
+        try:
+            if row.token_exchange:
+                context = await self._exchanged(row, app, context, refresh=False)
+            if row.issuer and "openid" in self._scopes(row, auth_req):
+                await self._identify(row, row.issuer, app, context, nonce=nonce)
+            if row.account_lookup:
+                await self._requests(row).look_up(context, self._url)
+        except PocketAuthError:
+            await self.revoke(auth_req, context)  # nobody would know of it
+            raise
         return context
+
+    async def _identify(
+        self,
+        row: Provider,
+        issuer: str,
+        app: App,
+        context: OAuth2Context,
+        *,
+        nonce: str | None,
+    ) -> None:
+        """Learn from the ID token whose account it is."""
+        if context.id_token is None:
+            raise TokenRequestError(
+                f"{row.label} sent no ID token, though openid was asked for",
+                provider=row.id,
+                code="invalid_id_token",
+                status=200,
+            )
+        identity = await identity_of(
+            self._registration.http,
+            provider=row.id,
+            id_token=context.id_token,
+            issuer=self._issuer(issuer),
+            client_id=app.client_id,
+            nonce=nonce,
+            jwks_uri=self._url(row.jwks_uri) if row.jwks_uri else None,
+            now=datetime.now(UTC),
+        )
+        context.account = identity.label
+        context.description = f"{row.label} account of {identity.label}"
 
     async def refresh(  # type: ignore[override]
         self,
@@ -244,7 +265,8 @@ class OAuth2Handler(RowHandler):
         A new refresh token replaces the old one; without one the old stays.
 
         Raises:
-            GrantRevoked: The refresh token is no good any more.
+            GrantRevoked: The refresh token is no good any more, or the provider forgot
+                the client that was registered for it.
             ConfigurationError: The provider does not accept the app itself.
             ProviderUnavailable: Retry later.
         """
@@ -256,6 +278,16 @@ class OAuth2Handler(RowHandler):
                 new = await self._exchanged(row, app, context, refresh=True)
             else:
                 new = await self._refreshed(row, app, context)
+        except ConfigurationError:
+            if context.client is None:
+                raise
+            # Nobody can repair a registration that was made by itself.
+            await self._requests(row).forget_registration(auth_req)
+            raise GrantRevoked(
+                f"{row.label} does not know the client any more that was registered "
+                "there",
+                provider=row.id,
+            ) from None
         except TokenRequestError as error:
             if error.code in _GONE:
                 raise GrantRevoked(
@@ -382,7 +414,7 @@ class OAuth2Handler(RowHandler):
         context = context_of(row, answer, datetime.now(UTC), row.token_response)
         context.client = app.as_data() if app.registered else None
         # No nonce: there is no authorization request that could carry one.
-        return await self._completed(row, app, context, None)
+        return await self._completed(row, app, auth_req, context)
 
     # ------------------------------------------------------- what the engine asks
 
@@ -422,13 +454,16 @@ class OAuth2Handler(RowHandler):
             return True
         return getattr(context, "refresh_token", None) is not None
 
-    def check_issuer(self, issuer: str | None) -> bool:
+    def check_issuer(
+        self, issuer: str | None, data: Mapping[str, Any] | None = None
+    ) -> bool:
         """Compare exactly, without normalising (RFC 9207 section 2.4)."""
         row = self.row
         if row.issuer is None:
             return True
         if issuer is None:
-            return not row.authorization_response_iss_parameter_supported
+            promised = row.authorization_response_iss_parameter_supported
+            return not (promised or (data or {}).get("iss_promised"))
         expected = self._issuer(row.issuer)
         if "{tenantid}" not in row.issuer:
             return issuer == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -77,9 +78,10 @@ class TokenRequests:
                 f"{row.label} registers no clients by itself: register the app there, "
                 f'and set clients={{"{row.id}": ("client id", "client secret")}}'
             )
-        # Another redirect URI is another registration.
-        name = f"{row.id} {row.issuer or row.registration_endpoint} {redirect_uri}"
-        if memory and (known := await memory.recall(name)):
+        name = self._registration_name(redirect_uri)
+        known = await memory.recall(name) if memory else None
+        now = datetime.now(UTC).timestamp()
+        if known and float(known.get("expires_at", "inf")) > now:
             return App.of_data(known)
         made = await register(
             self._known.http,
@@ -98,8 +100,22 @@ class TokenRequests:
             registered=True,
         )
         if memory:
-            await memory.remember(name, app.as_data())
+            data, ends = app.as_data(), made.client_secret_expires_at
+            if ends:
+                data["expires_at"] = str(ends.timestamp())
+            await memory.remember(name, data)
         return app
+
+    def _registration_name(self, redirect_uri: str) -> str:
+        # Another redirect URI is another registration, and so is another server: the
+        # row's issuer may be a template, the endpoint is where the client is known.
+        return f"{self._row.id} {self._row.registration_endpoint} {redirect_uri}"
+
+    async def forget_registration(self, request: AuthenticateRequest) -> None:
+        """Register anew next time: the server does not know the client any more."""
+        if memory := self._known.memory:
+            name = self._registration_name(getattr(request, "redirect_uri", ""))
+            await memory.remember(name, {})
 
     async def ask(
         self,
