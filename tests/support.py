@@ -157,7 +157,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = timedelta()
-        for module in ("_service", "handlers._oauth2"):
+        for module in ("_service", "handlers._oauth2", "handlers._grant"):
             monkeypatch.setattr(f"langchain_pocket_auth.{module}.datetime", self)
 
     def now(self, zone: tzinfo) -> datetime:

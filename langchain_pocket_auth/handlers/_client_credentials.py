@@ -11,14 +11,14 @@ from .._models import AuthContext
 from .._placement import fill
 from .._rows import Method, Provider
 from ._answers import OAuth2Context, checked, context_of
-from ._oauth2 import OAuth2Handler, OAuth2Request
+from ._grant import GrantHandler, OAuth2Request
 
 # A refresh token is not issued here (RFC 6749 section 4.4.3), and some servers refuse
 # the request for one.
 _OFFLINE = "offline_access"
 
 
-class ClientCredentialsHandler(OAuth2Handler):
+class ClientCredentialsHandler(GrantHandler):
     """
     Connects the app itself, by its own id and secret; nobody is asked.
 

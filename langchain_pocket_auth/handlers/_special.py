@@ -19,7 +19,8 @@ from .._models import AuthenticateRequest
 from .._placement import fill
 from .._rows import Client, Method, Provider
 from ._form import FormContext
-from ._oauth2 import OAuth2Handler, OAuth2Request
+from ._grant import OAuth2Request
+from ._oauth2 import OAuth2Handler
 from ._row import RowHandler
 from ._service_account import LIFETIME, SigningHandler
 from ._signing import CLOCK_SKEW, fingerprint, p256_key, rsa_key, signed
