@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -288,13 +289,16 @@ class Provider(_Row):
                 "no way to authenticate: give authorization_endpoint and "
                 "token_endpoint, an issuer, or a token, basic or keypair table"
             )
+        if JWT_BEARER in self.grant_types_supported and not self.token_endpoint:
+            raise ValueError("assertions need a token_endpoint")
         if self.default_method and self.default_method not in self.methods:
             raise ValueError(f"default_method is one of {', '.join(self.methods)}")
         return self
 
     def _check_variables(self, learned: set[str]) -> None:
         # What is typed into a key pair's form may be a part of where tokens are made.
-        typed = self.keypair.fields.keys() if self.keypair else set()
+        by_key = self.keypair is not None and self.authorization_endpoint is None
+        typed = self.keypair.fields.keys() if self.keypair and by_key else set()
         unknown = placeholders(*self._templates()) - self.variables.keys() - typed
         if unknown:
             raise ValueError(
@@ -424,6 +428,10 @@ def _check_templates(row: Provider | Form, known: set[str]) -> None:
         raise ValueError(f"API calls use {sorted(unknown)}, known are {sorted(known)}")
 
 
+def _masked(value: Any) -> SecretStr:
+    return value if isinstance(value, SecretStr) else SecretStr(str(value))
+
+
 class Client(BaseModel):
     """
     The app's registration at one provider.
@@ -443,10 +451,16 @@ class Client(BaseModel):
     authorization_parameters: dict[str, str] = Field(default_factory=dict)
     """Further parameters of the app's: `{"audience": "https://api.acme.test"}`."""
 
+    # They may be keys: masked in every dump.
+    __pydantic_extra__: dict[str, Annotated[SecretStr, BeforeValidator(_masked)]] = (
+        Field(init=False)
+    )
+
     @property
     def variables(self) -> dict[str, str]:
-        """Values for the variables of the provider's URLs."""
-        return {k: str(v) for k, v in (self.model_extra or {}).items()}
+        """Values for the variables of the provider's URLs, and for fields of forms."""
+        extra = (self.model_extra or {}).items()
+        return {name: _masked(value).get_secret_value() for name, value in extra}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # Further members may be keys.

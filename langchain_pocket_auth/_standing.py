@@ -84,6 +84,7 @@ def _decide_one(  # noqa: PLR0917 - private, and called once
             return Standing(state, handler, request, key, stored, future, ())
     if handler.unattended:  # made anew without anybody, wider if need be
         wanted = {*needed, *(stored.entry.scopes if stored else ())}
+        wanted = wanted or handler.recommended_scopes()
         state = AuthState.DO_REFRESH
         return Standing(state, handler, request, key, None, None, tuple(wanted))
     state = AuthState.DO_AUTH if stored else AuthState.NO_SESSION

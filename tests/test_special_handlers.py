@@ -406,7 +406,7 @@ async def test_next_token_is_signed_anew(
 async def test_key_that_replaced_another_in_the_settings_is_used(
     server: AuthorizationServer, make_pocket: MakePocket, clock: Any, tmp_path: Path
 ) -> None:
-    """The session of the key before is renewed with the new one."""
+    """The session of the key before is not waited for: it could not be renewed."""
     row, store = google(server), f"sqlite:///{tmp_path / 'sessions.db'}"
     before = make_pocket(
         store, keys=KEYS, providers=[row], clients={GOOGLE: Client(**typed())}

@@ -149,7 +149,13 @@ class RowHandler(AuthHandlerInterface):
     ) -> dict[str, str]:
         """Return the values of the row's variables: learned, the app's, or default."""
         client = self._registration.client
-        given = {**(client.variables if client else {}), **(learned or {})}
+        given = client.variables if client else {}
+        # Of what answers tell, only what a pattern bounds decides where requests go.
+        given |= {
+            name: (learned or {})[name]
+            for name, variable in self.row.variables.items()
+            if variable.callback_parameter and name in (learned or {})
+        }
         values = {}
         for name, variable in self.row.variables.items():
             value = given.get(name, variable.default)

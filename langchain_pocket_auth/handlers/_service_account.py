@@ -57,7 +57,7 @@ class SigningHandler(FormHandler):
         given = await super().authenticate(
             auth_req, future_uid, *args, future=future, **kwargs
         )
-        return await self._renewed(auth_req, given)
+        return await self._renewed(auth_req, given.fields)
 
     async def refresh(
         self,
@@ -75,13 +75,9 @@ class SigningHandler(FormHandler):
             ProviderUnavailable: Retry later.
         """
         del args, kwargs
-        if self.unattended:  # the settings may have changed since
-            given = self._context(self._of_settings())
-        else:
-            assert isinstance(context, FormContext)  # noqa: S101 - as `authenticate` made
-            given = context
+        assert isinstance(context, FormContext)  # noqa: S101 - `authenticate` made it
         try:
-            return await self._renewed(auth_req, given)
+            return await self._renewed(auth_req, context.fields)
         except TokenRequestError as error:
             if error.code in _GONE or error.status in _GONE_STATUS:
                 raise GrantRevoked(
@@ -91,10 +87,10 @@ class SigningHandler(FormHandler):
             raise
 
     async def _renewed(
-        self, request: AuthenticateRequest, given: FormContext
+        self, request: AuthenticateRequest, fields: dict[str, str]
     ) -> FormContext:
         try:
-            made = await self._made(given.fields, request.auth_scopes or ())
+            made = await self._made(fields, request.auth_scopes or ())
         except TokenRequestError as error:
             if not self.unattended:
                 raise
@@ -102,7 +98,7 @@ class SigningHandler(FormHandler):
             raise ConfigurationError(
                 f"{error}: check {self._setting}PRIVATE_KEY and the settings beside it"
             ) from None
-        return made.model_copy(update={"fields": given.fields})
+        return made.model_copy(update={"fields": fields})
 
     @abstractmethod
     async def _made(
