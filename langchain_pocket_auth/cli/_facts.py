@@ -7,6 +7,7 @@ from typing import Any
 from .._placement import Placed, Placement, placeholders
 from .._rows import Form, Provider
 from ..handlers._of_rows import handlers_of
+from ..handlers._row import RowHandler
 
 _ENDPOINTS = (
     "issuer",
@@ -37,7 +38,7 @@ def facts_of(row: Provider, base_url: str) -> dict[str, Any]:
             "description": handler.description,
             "scoped": handler.scoped,
             **facts,
-            "settings": _of_fields(row, form) if form else _of_app(row),
+            "settings": _of_fields(row, form) if form else _of_app(handler),
             "env_keys": list(handler.environment()),
             "unverified": _unverified(row, method if form else None, facts),
         }
@@ -138,13 +139,18 @@ def _of_fields(row: Provider, form: Form) -> list[dict[str, Any]]:
     ]
 
 
-def _of_app(row: Provider) -> list[dict[str, Any]]:
+def _of_app(handler: RowHandler) -> list[dict[str, Any]]:
     """Return the settings of the app's registration."""
+    row = handler.row
     # Where the server registers apps by itself (RFC 7591), nothing has to be set.
     needed = row.registration_endpoint is None and not row.is_discovered
     found = [_setting(row, "client_id", required=needed)]
-    if row.token_endpoint_auth_method != "none":
+    if row.token_endpoint_auth_method != "none" and not handler.members:
         found.append(_setting(row, "client_secret", required=needed))
+    found += [
+        _setting(row, name, description=text, required=True)
+        for name, text in handler.members.items()
+    ]
     return found + [
         _setting(
             row,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from .._errors import (
     ConfigurationError,
@@ -36,9 +36,6 @@ class OAuth2Request(AuthenticateRequest):
 
 class GrantHandler(RowHandler):
     """What all OAuth 2 handlers of a row do, however the grant was obtained."""
-
-    _signs_secret: ClassVar[bool] = False
-    """Whether the client secret is made for each request, not given."""
 
     @classmethod
     def _is_scoped(cls, row: Provider) -> bool:
@@ -349,7 +346,7 @@ class GrantHandler(RowHandler):
         method = client.token_endpoint_auth_method or row.token_endpoint_auth_method
         # A discovered server says its methods later.
         needs_secret = method != "none" and not row.is_discovered
-        if client.client_secret is None and needs_secret and not self._signs_secret:
+        if client.client_secret is None and needs_secret and not self.members:
             raise MissingClient(
                 f"{row.label} wants a client secret: set {self._setting}CLIENT_SECRET"
             )

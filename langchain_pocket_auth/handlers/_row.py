@@ -43,11 +43,13 @@ class RowHandler(AuthHandlerInterface):
         row: The facts.
         method: Which of the row's ways this is.
         registration: What the app brings; set by `PocketAuth`.
+        members: What the app's registration has to hold in place of a secret.
     """
 
     row: ClassVar[Provider]
     method: ClassVar[Method]
     registration: Registration | None = None
+    members: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -38,8 +38,11 @@ class AppleHandler(OAuth2Handler):
     `private_key`, the content of the .p8 file.
     """
 
-    _signs_secret: ClassVar[bool] = True
-    _members: ClassVar[tuple[str, ...]] = ("team_id", "key_id", "private_key")
+    members: ClassVar[Mapping[str, str]] = {
+        "team_id": "id of the team",
+        "key_id": "id of the key",
+        "private_key": "content of the .p8 file",
+    }
     _secret_lifetime: ClassVar[timedelta] = timedelta(minutes=5)
 
     def make_request(
@@ -89,7 +92,7 @@ class AppleHandler(OAuth2Handler):
     @property
     def _client(self) -> Client:
         client = super()._client
-        missing = [m for m in self._members if not client.variables.get(m)]
+        missing = [m for m in self.members if not client.variables.get(m)]
         if missing:
             settings = ", ".join(f"{self._setting}{m.upper()}" for m in missing)
             raise MissingClient(
