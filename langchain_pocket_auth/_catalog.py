@@ -37,15 +37,20 @@ def read_providers(path: Path) -> list[Provider]:
 def _row(file: str, name: str, table: Any) -> Provider:
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{file}: [{name}] is no table of a provider")
+    if "id" in table:
+        raise ConfigurationError(f"{file}: [{name}]: id: it is the table's name")
     try:
         return Provider(id=name, **table)
-    except (ValidationError, TypeError) as error:
-        lines = (
-            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            if isinstance(error, ValidationError)
-            else [str(error)]
-        )
-        raise ConfigurationError(f"{file}: [{name}]: {'; '.join(lines)}") from None
+    except ConfigurationError as error:
+        lines = [str(error)]
+    except ValidationError as error:
+        lines = [_line(each["loc"], each["msg"]) for each in error.errors()]
+    raise ConfigurationError(f"{file}: [{name}]: {'; '.join(lines)}")
+
+
+def _line(loc: tuple[int | str, ...], text: str) -> str:
+    key, text = ".".join(map(str, loc)), text.removeprefix("Value error, ")
+    return f"{key}: {text}" if key else text
 
 
 @cache
@@ -69,10 +74,15 @@ class Catalog:
                 [entry] if isinstance(entry, Provider) else read_providers(Path(entry))
             )
             self._rows.update((row.id, row) for row in rows)
+        self.own = tuple(self._rows)
+        """Ids of the app's own rows."""
+        self._aliases = {a: row.id for row in self._rows.values() for a in row.aliases}
 
     def canonical(self, provider: str) -> str:
         """Return the id behind an alias, unless a row of the app's has that id."""
-        return provider if provider in self._rows else canonical(provider)
+        if provider in self._rows:
+            return provider
+        return self._aliases.get(provider) or canonical(provider)
 
     def find(self, provider: str) -> Provider | None:
         """Return the row of that id or alias, or `None`."""

@@ -84,6 +84,9 @@ class Placement(BaseModel):
                 "one place only: header (with prefix), query, username and password, "
                 "url, or signature"
             )
+        parts = urlsplit(self.url or "https:")
+        if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+            raise ValueError("url begins with https://: it holds the credential")
         return self
 
     @property

@@ -111,7 +111,8 @@ class Registry:
         """
         if handler := self._by_name.get(name):
             return handler
-        for provider in self._providers_of(name):
+        # An own row may call its handler anything.
+        for provider in (*self.catalog.own, *self._providers_of(name)):
             for handler in self._of_row(provider):
                 if handler.name == name:
                     return handler

@@ -46,6 +46,36 @@ def _endpoint(url: str) -> str:
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
+def _pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+_MEMBERS = (
+    "access_token",
+    "refresh_token",
+    "expires_in",
+    "expires_at",
+    "scope",
+    "token_type",
+    "success",
+    "error",
+)
+
+
+def _paths(paths: dict[str, str]) -> dict[str, str]:
+    if unknown := sorted(paths.keys() - set(_MEMBERS)):
+        raise ValueError(f"unknown {unknown}; known are {', '.join(_MEMBERS)}")
+    return paths
+
+
+Paths = Annotated[dict[str, str], AfterValidator(_paths)]
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,9 +85,15 @@ class Variable(_Row):
 
     description: str = ""
     default: str | None = None
-    pattern: str = r"[A-Za-z0-9][A-Za-z0-9.-]*"
+    pattern: Pattern = r"[A-Za-z0-9][A-Za-z0-9.-]*"
     callback_parameter: str | None = None
     """A parameter of the callback that says it for this person, if it fits."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.default and not re.fullmatch(self.pattern, self.default):
+            raise ValueError(f"the default does not fit {self.pattern}")
+        return self
 
 
 class FormField(_Row):
@@ -68,7 +104,7 @@ class FormField(_Row):
     required: bool = True
     multiline: bool = False
     """A text area: for keys in PEM."""
-    pattern: str | None = None
+    pattern: Pattern | None = None
     """What a value has to match as a whole."""
     env_key: str | None = None
     """Key in `AuthContext.to_dict`; default `<ID>_<FIELD>`."""
@@ -224,14 +260,14 @@ class Provider(_Row):
     """The same for the authorization request, where it differs from the others."""
     token_parameters: dict[str, str] = {}
     refresh_parameters: dict[str, str] = {}
-    token_response: dict[str, str] = {}
+    token_response: Paths = {}
     """Paths in the answer to a code: `access_token = "authed_user.access_token"`.
 
     Keys: access_token, refresh_token, expires_in, expires_at, scope, token_type,
     `success`, a member that must be true, and `error`, one that must be absent, 0 or
     empty.
     """
-    refresh_response: dict[str, str] = {}
+    refresh_response: Paths = {}
     """The same for the answer to a refresh token, which is flat more often."""
     token_response_members: tuple[str, ...] = ()
     """Members of the answer that are kept in `detail`; paths by their last part."""
@@ -279,7 +315,13 @@ class Provider(_Row):
         if self.account_lookup:
             learned |= self.account_lookup.members.keys()
         self._check_variables(learned)
-        _check_templates(self, {*self.variables, *learned, *_CLIENT_VALUES})
+        known = {*self.variables, *learned, *_CLIENT_VALUES}
+        _check_templates(self, known)
+        sent = self.revocation.parameters.values() if self.revocation else ()
+        if unknown := placeholders(*sent) - known:
+            raise ValueError(
+                f"revoking uses {sorted(unknown)}, known are {sorted(known)}"
+            )
         for form in filter(None, (self.token, self.basic, self.keypair)):
             _check_hosts(form, self.api_base_url)
         if self.authorization_endpoint and not self.token_endpoint:
@@ -291,6 +333,9 @@ class Provider(_Row):
             )
         if JWT_BEARER in self.grant_types_supported and not self.token_endpoint:
             raise ValueError("assertions need a token_endpoint")
+        names = [self.handler_name(method) for method in self.methods]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two handlers are named {' and '.join(twice)}")
         if self.default_method and self.default_method not in self.methods:
             raise ValueError(f"default_method is one of {', '.join(self.methods)}")
         return self

@@ -406,7 +406,7 @@ async def test_unreachable_provider_is_told_without_the_request() -> None:
         ProviderUnavailable, match=r"127\.0\.0\.1 \(ConnectError\)"
     ) as caught:
         await http.request(
-                "POST",
+            "POST",
             f"http://127.0.0.1:{free_port()}/token",
             provider="p",
             data={"client_secret": "a-secret-value"},

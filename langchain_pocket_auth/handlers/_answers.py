@@ -152,7 +152,7 @@ def context_of(
         expires_at=_expiry(member(answer, paths.get("expires_in", "expires_in")), sent)
         or _moment(member(answer, paths.get("expires_at", "expires_at")))
         or _expiry(row.default_expires_in, sent),
-        scopes=_scopes(member(answer, paths.get("scope", "scope"))),
+        scopes=scopes_of(member(answer, paths.get("scope", "scope"))),
         refresh_token=text("refresh_token"),
         id_token=text("id_token"),
         detail={k: v for k, v in kept.items() if v is not None} or None,
@@ -181,7 +181,8 @@ def _moment(expires_at: Any) -> datetime | None:
         return None
 
 
-def _scopes(value: Any) -> list[str] | None:
+def scopes_of(value: Any) -> list[str] | None:
+    """Return the scopes of an answer; `None`: it does not tell."""
     # GitHub lists with commas whatever was sent; some send an array.
     if isinstance(value, str):
         value = re.split(r"[\s,]+", value.strip()) if value.strip() else []

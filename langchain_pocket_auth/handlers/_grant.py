@@ -221,20 +221,21 @@ class GrantHandler(RowHandler):
         row = self.row
         if not row.scoped or row.granted_scopes == "unreliable":
             return []
+        implied = {self._spelled(s): more for s, more in row.scope_implies.items()}
         have: set[str] = set()
         todo = [self._spelled(scope) for scope in granted]
         while todo:
             scope = todo.pop()
             if scope not in have:
                 have.add(scope)
-                todo += map(self._spelled, row.scope_implies.get(scope, ()))
+                todo += map(self._spelled, implied.get(scope, ()))
         have.update(map(self._spelled, row.scopes_not_echoed))
         return [s for s in needed if self._spelled(s) not in have]
 
     def _spelled(self, scope: str) -> str:
-        return self.row.scope_aliases.get(scope, scope).removeprefix(
-            self.row.scope_prefix
-        )
+        scope = self.row.scope_aliases.get(scope, scope)
+        # Microsoft answers "User.Read" where "user.read" was asked for.
+        return scope.removeprefix(self.row.scope_prefix).casefold()
 
     def can_refresh(self, context: AuthContext) -> bool:
         """Whether there is a refresh token, or a token that can be exchanged."""

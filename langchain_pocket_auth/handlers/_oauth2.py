@@ -20,7 +20,7 @@ from .._futures import FutureData, FutureStore
 from .._http import Answer
 from .._placement import fill
 from .._rows import Method, Provider
-from ._answers import OAuth2Context, checked, context_of
+from ._answers import OAuth2Context, checked, context_of, scopes_of
 from ._device import GRANT_TYPE, DeviceCode, device_code_of, polled, unsupported
 from ._grant import GrantHandler, OAuth2Request, required
 
@@ -157,6 +157,9 @@ class OAuth2Handler(GrantHandler):
         answer = await self._requests(row).ask(endpoint, app, grant)
         context = context_of(row, checked(row, answer), sent, row.token_response)
         context.detail = {**learned, **(context.detail or {})} or None
+        if context.scopes is None and "scope" in learned:
+            # Strava tells in the callback what was granted.
+            context.scopes = scopes_of(learned["scope"])
         context.client = app.as_data() if app.registered else None
         nonce = attempt.data.get("nonce")
         return await self._completed(row, app, auth_req, context, nonce=nonce)

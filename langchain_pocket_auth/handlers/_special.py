@@ -103,7 +103,7 @@ class AppleHandler(OAuth2Handler):
 
 
 class ShopifyHandler(OAuth2Handler):
-    """Shopify signs its callbacks with the client secret."""
+    """Shopify signs its callbacks, and its write scopes include the read scopes."""
 
     _callback_lifetime: ClassVar[timedelta] = timedelta(days=1)
 
@@ -132,6 +132,18 @@ class ShopifyHandler(OAuth2Handler):
         if not when.isdecimal() or int(when) < oldest.timestamp():
             raise CallbackRefused("expired")
         return super().read_callback(parameters)
+
+    def missing_scopes(
+        self, granted: Collection[str], needed: Collection[str]
+    ) -> list[str]:
+        """Count a read scope in with its write scope: answers name the latter only."""
+        # Shopify: "Access scopes".
+        included = [
+            s.replace("write_", "read_", 1)
+            for s in granted
+            if s.startswith(("write_", "unauthenticated_write_"))
+        ]
+        return super().missing_scopes([*granted, *included], needed)
 
 
 def _pair(parameter: tuple[str, str]) -> str:
