@@ -296,6 +296,11 @@ class Attempts:
             raise CallbackRefused("expired")
         return await asyncio.shield(self._exchanges.chosen(stored, choice))
 
+    async def withdraw(self, future: Future) -> None:
+        """Give back what the person of a future has not chosen from."""
+        if future.choosing and (stored := await self.find(future.choosing)):
+            await self._exchanges.withdraw(stored)
+
     # --------------------------------------------------------------- the device flow
 
     async def device(self, ticket: str, show: Callable[[DeviceCode], None]) -> Result:

@@ -33,7 +33,9 @@ class Card:
     button: str = "Connect"
 
     def __repr__(self) -> str:
-        return "\n".join([self.title, *self.lines, *([self.url] if self.url else [])])
+        return "\n".join(
+            map(plain, [self.title, *self.lines, *([self.url] if self.url else [])])
+        )
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<div>{escape(line)}</div>" for line in self.lines)
@@ -45,3 +47,8 @@ class Card:
             )
         title = f"<strong>{escape(self.title)}</strong>"
         return f'<div style="{_BOX}">{title}{lines}{button}</div>'
+
+
+def plain(text: str) -> str:
+    """Return *text* without what could steer a terminal: others named some things."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

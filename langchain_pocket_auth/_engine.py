@@ -388,14 +388,16 @@ class Engine:
         """Delete sessions, here at once, at the provider as far as it can be."""
         requirement = Requirement(provider, handler=handler, profile=profile)
         candidates = self.registry.candidates(requirement)
-        if candidates[0].unattended:
-            owner = APP
+        # The app's own session is everybody's: only who names the app deletes it.
         shelf = await self.vault.shelf(owner)
         found = False
         for candidate in candidates:
             key = SessionKey(
                 owner, provider_id(candidate), profile, candidate.connection()
             )
+            with suppress(CredentialUnreadable):
+                if future := shelf.get(Future, key):
+                    await self.attempts.withdraw(future.entry)
             await self.vault.discard(entry_key(Future, key))
             if not shelf.holds(Session, key):
                 continue
@@ -411,7 +413,7 @@ class Engine:
                 logger.warning("%s: unreadable, so not revoked", candidate.name)
                 continue
             if session and context:
-                await give_back(candidate, session.entry, context)
+                await give_back(candidate, session.entry.scopes, context)
         return found
 
     async def sessions(

@@ -30,6 +30,7 @@ from ._vault import (
     Stored,
     Typed,
     Vault,
+    attempt_key,
     entry_key,
 )
 from ._waiting import Waiting
@@ -120,9 +121,25 @@ class Exchanges:
     ) -> Result:
         """Store a grant, or keep it until its person has chosen an account."""
         handler = self._registry.named(stored.entry.handler)
-        if len(handler.choices(context)) > 1:
-            return await self._hold(stored, context, sent)
-        return await self._finish(stored, handler, context, sent)
+        try:
+            if len(handler.choices(context)) > 1:
+                return await self._hold(stored, context, sent)
+            return await self._finish(stored, handler, context, sent)
+        except ConfigurationError:  # it cannot be stored
+            await give_back(handler, stored.entry.scopes, context)
+            raise
+
+    async def withdraw(self, stored: Stored[Attempt]) -> None:
+        """Give back a grant that waits for a choice, which nobody will make."""
+        attempt = stored.entry
+        context = attempt.context.restore() if attempt.context else None
+        if attempt.status != "choosing" or not isinstance(context, AuthContext):
+            return
+        update: dict[str, Any] = {"status": "failed", "context": None, "data": {}}
+        entry = attempt.model_copy(update=update)
+        if await self._vault.replace(stored, entry, ATTEMPT_KEPT):
+            handler = self._registry.named(attempt.handler)
+            await give_back(handler, attempt.scopes, context)
 
     async def _finish(
         self,
@@ -149,7 +166,12 @@ class Exchanges:
         }
         entry = stored.entry.model_copy(update=update)
         await self._vault.replace(stored, entry, ATTEMPT_KEPT)
-        await self._waiting.choosing(entry)
+        before = await self._waiting.choosing(entry)
+        if before is not None and before != entry.uid:
+            # Begun in another tab: who chooses here does not choose there any more.
+            forgotten = await self._vault.get(Attempt, attempt_key(before))
+            if forgotten is not None:
+                await self.withdraw(forgotten)
         return Result("choose", await self.ticket_of(entry))
 
     async def chosen(self, stored: Stored[Attempt], choice: str) -> Result:
@@ -226,7 +248,7 @@ class Exchanges:
             future = await self._waiting.of(attempt)
             if future is None:
                 # Disconnected meanwhile: it does not come back.
-                await give_back(handler, session, context)
+                await give_back(handler, session.scopes, context)
                 raise CallbackRefused("expired")
             old = await self._vault.get(Session, entry_key(Session, key))
             if old is None:

@@ -93,8 +93,7 @@ class Http:
         body: dict[str, Any] = {kind: dict(data)} if data else {}
         try:
             request = client.build_request(method, url, headers=headers, **body)
-            if kind == "params":
-                request.url = quiet(request.url)  # some want secrets there
+            request.url = quiet(request.url, "/***")  # some want secrets there
             async with asyncio.timeout(TIMEOUT_S):
                 reply = await client.send(request, auth=auth, stream=True)
                 try:

@@ -41,9 +41,10 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return PLACEHOLDER.sub(value, template)
 
 
-def quiet(url: httpx.URL) -> httpx.URL:
-    """Return a URL whose text is its host only: httpx logs the text of each."""
-    kind, shown = type(url), f"{url.scheme}://{url.host}/***"
+def quiet(url: httpx.URL, path: str | None = None) -> httpx.URL:
+    """Return a URL whose text has no query, and another *path*: httpx logs it."""
+    kind = type(url)
+    shown = f"{url.scheme}://{url.netloc.decode()}{url.path if path is None else path}"
     texts = {"__str__": lambda _: shown, "__repr__": lambda _: shown}
     hidden: httpx.URL = type(kind.__name__, (kind,), texts)(url)
     return hidden
@@ -138,7 +139,12 @@ class Placed:
             default = "Bearer " if name == "Authorization" else ""
             prefix = default if place.prefix is None else place.prefix
             headers[name] = f"{prefix}{self.values['token']}"
-        return headers | {k: self._fill(v) for k, v in self.headers.items()}
+        headers |= {k: self._fill(v) for k, v in self.headers.items()}
+        for name, value in headers.items():
+            # Of answers and callbacks, too: what ends a line would begin a header.
+            if not value.isprintable():
+                raise ConfigurationError(f"a value for {name} is no text of a header")
+        return headers
 
     def rendered_query(self) -> dict[str, str]:
         """Return the query parameters of an API call; most APIs have none."""
@@ -165,12 +171,15 @@ class Placed:
             raise ConfigurationError(
                 f"a credential is not sent to {parts.hostname} without TLS: use https"
             )
+        url, query = request.url, self.rendered_query()
         if begin := self.rendered_url():
-            path = request.url.raw_path.decode().lstrip("/")
-            request.url = quiet(type(request.url)(f"{begin.rstrip('/')}/{path}"))
-            request.headers["Host"] = request.url.netloc.decode()
-        if query := self.rendered_query():
-            request.url = quiet(request.url.copy_merge_params(query))
+            path = url.raw_path.decode().lstrip("/")
+            url = type(url)(f"{begin.rstrip('/')}/{path}")
+            request.headers["Host"] = url.netloc.decode()
+        if query:
+            url = url.copy_merge_params(query)
+        if begin or query:
+            request.url = quiet(url, "/***" if begin else None)
         request.headers.update(self.rendered_headers())
         return request
 

@@ -152,10 +152,19 @@ class Refresher:
     ) -> Stored[Session]:
         request = handler.make_request(list(scopes))
         sent, problem = self._vault.now(), "no answer in time"
+        if (until := self._cooldown.get(key)) and sent < until:
+            raise ProviderUnavailable(
+                f"{handler.name}: the provider did not answer a moment ago",
+                provider=provider_id(handler),
+            )
         context: AuthContext | None = None
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
                 context = await handler.authenticate(auth_req=request, future_uid="")
+        except ProviderUnavailable as error:
+            wait_s = error.retry_after_s or COOLDOWN.total_seconds()
+            self._rest(key, sent + min(timedelta(seconds=wait_s), MAX_COOLDOWN))
+            raise
         except PocketAuthError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
@@ -265,7 +274,7 @@ class Refresher:
         current = await self._vault.get(Session, stored.key)
         if current is None:
             # Disconnected meanwhile: it does not come back, the new grant is returned.
-            await give_back(handler, stored.entry, new)
+            await give_back(handler, stored.entry.scopes, new)
         return current
 
     @staticmethod
@@ -381,11 +390,11 @@ async def finished(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def give_back(
-    handler: AuthHandlerInterface, session: Session, context: AuthContext
+    handler: AuthHandlerInterface, scopes: Iterable[str], context: AuthContext
 ) -> None:
     """Withdraw a grant at the provider, as far as it can be done."""
     try:
-        request = handler.make_request(list(session.scopes))
+        request = handler.make_request(list(scopes))
         await handler.revoke(request, context)
     except Exception as error:  # noqa: BLE001 - best effort, it is gone here
         logger.warning("%s: not revoked: %s", handler.name, type(error).__name__)

@@ -145,7 +145,9 @@ class Registry:
     def _of_row(self, provider: str) -> list[AuthHandlerInterface]:
         if provider not in self._rows:
             row: Provider | None = self.catalog.find(provider)
-            made = handlers_of(row) if row else []
+            if row is None:
+                return []  # not remembered: anybody can ask for any name
+            made = handlers_of(row)
             self._rows[provider] = [self._bound(kind()) for kind in made]
         return self._rows[provider]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, get_type_hints
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel
 
@@ -16,6 +18,28 @@ from ._models import Confidential
 MASK = "***"
 _DEPTH = 20  # containers nested deeper, or in themselves, are left as they are
 _PLAIN = (int, float, complex, type(None))
+
+
+MIN_LINE = 16  # shorter lines of a key are no secret by themselves
+
+
+def spellings(secrets: Iterable[str]) -> tuple[str, ...]:
+    """Return secrets as they are, and as URLs, JSON and Python spell them."""
+    found: set[str] = set()
+    for text in secrets:
+        lines = text.split("\n")
+        keys = [x for x in lines if len(x) >= MIN_LINE and not x.startswith("-----")]
+        for one in {text, *(keys if len(lines) > 1 else ())}:
+            found |= {
+                one,
+                quote(one, safe="", errors="replace"),
+                quote(one, errors="replace"),
+                quote_plus(one, errors="replace"),
+                json.dumps(one)[1:-1],
+                json.dumps(one, ensure_ascii=False)[1:-1],
+                repr(one)[1:-1],
+            }
+    return tuple(sorted(found - {""}, key=len, reverse=True))
 
 
 def scrubbed(
@@ -72,6 +96,11 @@ def clean(value: Any, tokens: tuple[str, ...], depth: int = _DEPTH) -> Any:
     parts = _parts(value)
     if parts is None:
         return _clean_other(value, tokens)
+    if type(value) is dict and any(
+        isinstance(name, str) and _clean_text(name, tokens) is not name
+        for name in value
+    ):
+        parts = value = {clean(name, tokens, 1): part for name, part in value.items()}
     cleaned = {name: clean(part, tokens, depth - 1) for name, part in parts.items()}
     changed = {name: v for name, v in cleaned.items() if v is not parts[name]}
     return _rebuilt(value, cleaned, changed) if changed else value

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ._engine import Engine
+from ._engine import APP, Engine
 from ._errors import ProviderError, UnknownProvider
 from ._events import Event, Events
 from ._futures import FutureData
@@ -30,6 +30,7 @@ from ._models import (
 from ._owner import OwnerSource
 from ._refresh import advisory_at
 from ._registry import Registry
+from ._scrub import spellings
 from ._seal import KeyRing
 from ._task import AlreadyResumed
 from ._vault import (
@@ -242,6 +243,8 @@ class Service:
     def forget(self, owner: Owner) -> None:
         """Forget what is remembered of an owner: it was written."""
         self._writes += 1
+        if owner == APP:  # everybody's
+            self._cache.clear()
         self._cache.pop(owner, None)
 
     def for_tool(
@@ -261,7 +264,7 @@ class Service:
             handler = self.registry.named(handler_name(stored))
             copy._environment = handler.environment()  # noqa: SLF001
             copy._placed = handler.placement(context)  # noqa: SLF001
-            copy._masked_texts = handler.secrets(context)  # noqa: SLF001
+            copy._masked_texts = spellings(handler.secrets(context))  # noqa: SLF001
         return copy
 
     # ----------------------------------------------------- what gate and guard need

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -23,6 +24,15 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8711"
 """A fixed port, because redirect URIs are registered with one."""
 
 ClientLike: TypeAlias = Client | tuple[str, str] | Mapping[str, Any]
+
+
+class _Environment(EnvSettingsSource):
+    """Variables as they are: a key that happens to be a number of JSON is none."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        if field is None and not str(value).lstrip().startswith("{"):
+            return value
+        return super().decode_complex_value(field_name, field, value)
 
 
 class Settings(BaseSettings):
@@ -54,11 +64,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        del dotenv_settings, file_secret_settings
+        del env_settings, dotenv_settings, file_secret_settings
         file = TomlConfigSettingsSource(
             settings_cls, settings_cls.model_config.get("toml_file")
         )
-        return init_settings, env_settings, file
+        return init_settings, _Environment(settings_cls), file
 
 
 def read_settings(file: str | Path | None) -> Settings:

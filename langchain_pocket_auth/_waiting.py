@@ -141,13 +141,14 @@ class Waiting:
                 return True
         return False
 
-    async def choosing(self, attempt: Attempt) -> None:
-        """Mark that the person has yet to choose an account."""
+    async def choosing(self, attempt: Attempt) -> str | None:
+        """Mark that the person has yet to choose; return what was marked before."""
         for _ in range(CAS_TRIES):
             if (stored := await self.of(attempt)) is None:
-                return
+                break
             if await self._replace(stored, {"choosing": attempt.uid}):
-                return
+                return stored.entry.choosing
+        return None
 
     async def unresolve(self, key: SessionKey, uid: str) -> None:
         """Take that mark back: the answer led nowhere, the link works again."""

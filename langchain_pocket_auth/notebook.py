@@ -68,7 +68,9 @@ class Connecting:
 
         try:
             async with asyncio.timeout(timeout_s):
-                await self._service.ask(lambda e: e.attempts.device(ticket, show))
+                result = await self._service.ask(
+                    lambda e: e.attempts.device(ticket, show)
+                )
         except TimeoutError:
             raise AuthorizationRequired(
                 f"{consent.display_name} was not connected within {timeout_s:g} "
@@ -76,6 +78,8 @@ class Connecting:
                 provider=consent.provider,
                 scopes=consent.scopes,
             ) from None
+        if result.outcome == "choose":
+            await self._chosen(consent, place)
 
     async def _pasted(self, consent: Consent, place: _Place) -> None:
         base_url, note = self._service.base_url, None

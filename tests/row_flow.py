@@ -13,7 +13,14 @@ import pytest
 from row_server import FRAGMENT, Case, RowServer, ec_key, pem, rsa_key
 from support import KEYS, Clock, outcome_of
 
-from langchain_pocket_auth import AuthContext, Client, PocketAuth, Provider, handlers
+from langchain_pocket_auth import (
+    AuthContext,
+    Client,
+    Owner,
+    PocketAuth,
+    Provider,
+    handlers,
+)
 from langchain_pocket_auth._placement import placeholders
 from langchain_pocket_auth.testing import Browser, free_port
 from langchain_pocket_auth.testing._navigation import Navigation
@@ -211,6 +218,9 @@ class Flow:
 
     async def disconnect(self) -> bool:
         """Forget the connection."""
+        owner = (
+            Owner("app", "app") if self.case.method == "client_credentials" else None
+        )
         return await self.pocket.delete_session(
-            self.row.id, auth_handler_name=self.handler
+            self.row.id, auth_handler_name=self.handler, owner=owner
         )

@@ -251,13 +251,20 @@ async def test_refused_app_is_the_developers_to_repair(
 
 
 async def test_app_waits_for_a_server_that_is_away(
-    server: AuthorizationServer, make_pocket: MakePocket, clipper: Provider
+    server: AuthorizationServer,
+    make_pocket: MakePocket,
+    clipper: Provider,
+    clock: Any,
 ) -> None:
-    """An outage is no refusal: the next try succeeds."""
+    """An outage is no refusal: it is left alone for a moment, then asked again."""
     pocket = clipping(make_pocket, clipper)
-    server.fault(503, times=1)
-    with pytest.raises(ProviderUnavailable):
-        await token(pocket, provider="clipper")
+    server.fault(503, times=1, retry_after=20)
+    for _ in range(3):
+        with pytest.raises(ProviderUnavailable):
+            await token(pocket, provider="clipper")
+    assert server.fired["503"] == 1
+    assert not server.token_requests
+    clock.forward(21)
     assert (await token(pocket, provider="clipper")).access_token
 
 

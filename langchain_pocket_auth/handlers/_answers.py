@@ -104,7 +104,7 @@ def _error(row: Provider, content: Any) -> str | None:
     # Numbers: 0 is none. A word for "none" is TikTok's.
     own = content.get(paths["error"]) if "error" in paths else None
     raw = raw or own
-    if raw in {0, "0", "", "ok", None}:
+    if raw in (0, "0", "", "ok", None):  # it may be no hashable value
         success = paths.get("success")
         return "other" if success and content.get(success) is not True else None
     return raw if isinstance(raw, str) and raw in _CODES else "other"
@@ -135,6 +135,11 @@ def context_of(
     # An answer without a token must never stamp the old one as fresh.
     if (token := text("access_token")) is None:
         raise ProviderUnavailable(f"{row.label} sent no access token", provider=row.id)
+    # RFC 6749 appendix A.12; anything else could end a header.
+    if not (token.isascii() and token.isprintable()):
+        raise ProviderUnavailable(
+            f"{row.label} sent what is no access token", provider=row.id
+        )
     # RFC 6749 section 5.1 wants token_type; several providers leave it out, and
     # Slack calls a bearer token "user" or "bot".
     kind = (text("token_type") or "bearer").lower()
@@ -163,7 +168,7 @@ def _expiry(expires_in: Any, sent: datetime) -> datetime | None:
     # Counted from the request, not the answer. Some send strings; 0 means never.
     try:
         seconds = float(expires_in)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return sent + timedelta(seconds=min(seconds, 3.2e9)) if seconds > 0 else None
 

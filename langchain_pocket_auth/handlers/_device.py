@@ -77,7 +77,7 @@ def device_code_of(row: Provider, answer: Answer, sent: datetime) -> DeviceCode:
 def _number(value: Any, default: float) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
     return number if 0 < number < 1e6 else default  # noqa: PLR2004
 

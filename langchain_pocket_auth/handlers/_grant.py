@@ -10,7 +10,6 @@ from .._errors import (
     ConfigurationError,
     GrantRevoked,
     MissingClient,
-    PocketAuthError,
     TokenRequestError,
 )
 from .._models import AuthContext, AuthenticateRequest, Choice
@@ -152,7 +151,7 @@ class GrantHandler(RowHandler):
                 await self._identify(row, row.issuer, app, context, nonce=nonce)
             if row.account_lookup:
                 await self._requests(row).look_up(context, self._url)
-        except PocketAuthError:
+        except Exception:
             await self.revoke(auth_req, context)  # nobody would know of it
             raise
         return context
@@ -318,7 +317,7 @@ class GrantHandler(RowHandler):
         return await self._requests(row).app(request)
 
     def _requests(self, row: Provider) -> TokenRequests:
-        return TokenRequests(row, self._registration)
+        return TokenRequests(row, self._registration, self.connection())
 
     @property
     def _client(self) -> Client:

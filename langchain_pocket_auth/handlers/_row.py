@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 from urllib.parse import urlencode
 
@@ -33,6 +34,7 @@ class Registration:
     http: Http
     app_name: str | None = None
     memory: Memory | None = None
+    registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RowHandler(AuthHandlerInterface):

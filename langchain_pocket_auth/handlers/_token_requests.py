@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus
 
+from .._cards import plain
 from .._errors import MissingClient, ProviderUnavailable, TokenRequestError
 from .._http import TRANSIENT_STATUS, Answer
 from .._models import AuthenticateRequest
@@ -18,6 +19,7 @@ from ._discovery import register
 from ._row import Registration
 
 Url = Callable[..., str]
+MAX_ID = 512  # characters of what tells an account from the others
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -51,8 +53,10 @@ class App:
 class TokenRequests:
     """What is asked of one server, for one app."""
 
-    def __init__(self, row: Provider, registration: Registration) -> None:
-        self._row, self._known = row, registration
+    def __init__(
+        self, row: Provider, registration: Registration, connection: str
+    ) -> None:
+        self._row, self._known, self._connection = row, registration, connection
 
     async def app(self, request: AuthenticateRequest) -> App:
         """
@@ -72,13 +76,20 @@ class TokenRequests:
         return await self._registered(getattr(request, "redirect_uri", ""), method)
 
     async def _registered(self, redirect_uri: str, method: AuthMethod) -> App:
-        row, memory = self._row, self._known.memory
+        row = self._row
         if row.registration_endpoint is None:
             raise MissingClient(
                 f"{row.label} registers no clients by itself: register the app there, "
                 f'and set clients={{"{row.id}": ("client id", "client secret")}}'
             )
         name = self._registration_name(redirect_uri)
+        # Of many who come at once the first registers.
+        async with self._known.registering:
+            return await self._recalled(name, redirect_uri, method)
+
+    async def _recalled(self, name: str, redirect_uri: str, method: AuthMethod) -> App:
+        row, memory = self._row, self._known.memory
+        assert row.registration_endpoint is not None  # noqa: S101 - seen above
         known = await memory.recall(name) if memory else None
         now = datetime.now(UTC).timestamp()
         if known and float(known.get("expires_at", "inf")) > now:
@@ -107,9 +118,11 @@ class TokenRequests:
         return app
 
     def _registration_name(self, redirect_uri: str) -> str:
-        # Another redirect URI is another registration, and so is another server: the
-        # row's issuer may be a template, the endpoint is where the client is known.
-        return f"{self._row.id} {self._row.registration_endpoint} {redirect_uri}"
+        # Another redirect URI is another registration, and so is another server: of
+        # another issuer or tenant, whatever endpoint its metadata names.
+        row = self._row
+        server = f"{row.issuer} {row.registration_endpoint}"
+        return f"{self._connection} {server} {redirect_uri}"
 
     async def forget_registration(self, request: AuthenticateRequest) -> None:
         """Register anew next time: the server does not know the client any more."""
@@ -259,10 +272,13 @@ def _accounts(facts: AccountLookup, content: Any) -> list[dict[str, Any]]:
         named = member(entry, facts.id)
         if named is None or None in members.values():
             continue
+        # It has to come back in a form.
+        if len(str(named)) > MAX_ID or not str(named).isprintable():
+            continue
         # Atlassian lists a site once for each product.
         found[str(named)] = {
             "id": str(named),
-            "label": str(member(entry, facts.label) or named),
+            "label": plain(str(member(entry, facts.label) or named))[:MAX_ID],
             "members": members,
         }
     return list(found.values())

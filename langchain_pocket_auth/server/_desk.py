@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
 
+from .._cards import plain
 from .._errors import (
     CallbackRefused,
     ConfigurationError,
@@ -79,8 +80,9 @@ class Desk:
             return refused
         if not self._same_origin(request):
             return refusal("mismatch")
-        if (choice := parsed(await body_of(request) or b"")) and "account" in choice:
-            return await self._choose(ticket, choice["account"])
+        chosen = parsed(await body_of(request) or b"\0") if _has_body(request) else {}
+        if chosen != {}:
+            return await self._choose(ticket, chosen)
         try:
             url = await self.ask(lambda e: e.attempts.begin(ticket))
             stored, key = await self.ask(lambda e: e.attempts.ticket(ticket))
@@ -92,10 +94,12 @@ class Desk:
         label = self._label(key.provider)
         return page(Outcome.LEAVING, status=200, provider=label, next_url=url)
 
-    async def _choose(self, ticket: str, account: str) -> Response:
+    async def _choose(self, ticket: str, form: dict[str, str] | None) -> Response:
         """Take the account that a person has chosen."""
+        if form is None or form.keys() != {"account"}:
+            return refusal("malformed")
         try:
-            await self.ask(lambda e: e.attempts.choose(ticket, account))
+            await self.ask(lambda e: e.attempts.choose(ticket, form["account"]))
         except PocketAuthError as error:
             return self.failed(error)
         return self._back_to(ticket)
@@ -154,7 +158,8 @@ class Desk:
             return refusal(error.reason)
         provider = getattr(error, "provider", None)
         label = self._label(provider) if provider else None
-        logger.warning("a person could not be connected: %s", error)
+        # Others named some of what is in it.
+        logger.warning("a person could not be connected: %s", plain(str(error)))
         if isinstance(error, (ProviderUnavailable, StorageError)):
             return page(Outcome.UNAVAILABLE, status=503, provider=label, button="")
         if isinstance(error, (ProviderError, ConfigurationError)):
@@ -248,6 +253,11 @@ def callback_of(address: str, base_url: str) -> dict[str, Any]:
         "issuer": query.get("iss"),
         "parameters": query,
     }
+
+
+def _has_body(request: Request) -> bool:
+    length = request.headers.get("content-length", "0")
+    return length != "0" or "transfer-encoding" in request.headers
 
 
 async def body_of(request: Request, limit: int = MAX_QUERY_BYTES) -> bytes | None:
