@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,6 +94,11 @@ def pocket(make_pocket: Callable[..., PocketAuth]) -> PocketAuth:
 def alice() -> Browser:
     """A person with a browser."""
     return Browser("alice")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: tests wait for servers, processes and lifetimes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

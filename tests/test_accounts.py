@@ -74,7 +74,8 @@ class _Answers(BaseHTTPRequestHandler):
 def sites() -> Iterator[Sites]:
     """A provider's look-up of sites."""
     with Sites() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        serve = {"target": running.serve_forever, "args": (0.01,)}
+        threading.Thread(**serve, daemon=True).start()
         yield running
         running.shutdown()
 

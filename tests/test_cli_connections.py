@@ -157,6 +157,13 @@ class Running:
         return self.text
 
 
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A person's browser is given a second for the last page; ours has it at once.
+    for module in ("_login", "_login_demo"):
+        monkeypatch.setattr(f"langchain_pocket_auth.cli.{module}.LAST_PAGE_S", 0.05)
+
+
 @pytest.fixture
 def machine(
     tmp_path: Path, server: AuthorizationServer, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,7 @@ from langchain_pocket_auth.testing._outside import outside
 ROWS = [row for row in map(Catalog().get, Catalog()) if row.methods]
 OAUTH2 = [row for row in ROWS if "oauth2" in row.methods]
 # Of a value that many rows share, so many of them are tried.
-SAMPLE = 4
+SAMPLE = 2
 
 
 @pytest.fixture(scope="module")
