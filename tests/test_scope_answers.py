@@ -290,32 +290,31 @@ def test_what_a_person_withholds_is_seen(
 
 
 @pytest.mark.parametrize("form", ["spaces", "commas", "commas and spaces", "array"])
-@pytest.mark.parametrize("row", LOGINS, ids=lambda row: row.id)
-def test_echo_withholds_nothing(row: Any, form: str) -> None:
+def test_echo_withholds_nothing(form: str) -> None:
     """Whatever the separator and the order, every provider's own scopes are found."""
-    asked = _asked(row)
-    scopes = random.Random(row.id).sample(asked, len(asked))
-    value: Any = {
-        "spaces": " ".join(scopes),
-        "commas": ",".join(scopes),
-        "commas and spaces": ", ".join(scopes),
-        "array": scopes,
-    }[form]
-    answer = _answer(row.token_response.get("scope", "scope"), value)
-    assert withheld(row.id, " ".join(asked), _with_token(row, answer)) == []
+    for row in LOGINS:
+        asked = _asked(row)
+        scopes = random.Random(row.id).sample(asked, len(asked))
+        value: Any = {
+            "spaces": " ".join(scopes),
+            "commas": ",".join(scopes),
+            "commas and spaces": ", ".join(scopes),
+            "array": scopes,
+        }[form]
+        answer = _answer(row.token_response.get("scope", "scope"), value)
+        missing = withheld(row.id, " ".join(asked), _with_token(row, answer))
+        assert missing == [], row.id
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in LOGINS if row.scoped], ids=lambda row: row.id
-)
-def test_scope_that_an_answer_lacks_is_withheld(row: Any) -> None:
+def test_scope_that_an_answer_lacks_is_withheld() -> None:
     """At every provider that has scopes, unless its row says why not."""
-    asked = _asked(row)
-    scopes = " ".join(s for s in asked if s != "second:thing")
-    answer = _answer(row.token_response.get("scope", "scope"), scopes)
-    exact = row.granted_scopes == "exact"
-    missing = withheld(row.id, " ".join(asked), _with_token(row, answer))
-    assert missing == ["second:thing"] * exact
+    for row in filter(lambda row: row.scoped, LOGINS):
+        asked = _asked(row)
+        scopes = " ".join(s for s in asked if s != "second:thing")
+        answer = _answer(row.token_response.get("scope", "scope"), scopes)
+        exact = row.granted_scopes == "exact"
+        missing = withheld(row.id, " ".join(asked), _with_token(row, answer))
+        assert missing == ["second:thing"] * exact, row.id
 
 
 def _asked(row: Any) -> list[str]:

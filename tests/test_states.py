@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import ACME, free_port, provider
 from pydantic import ValidationError
@@ -54,6 +55,7 @@ from langchain_pocket_auth import (
 from langchain_pocket_auth._models import Requirement, Turn, find_type, type_name
 from langchain_pocket_auth._seal import KeyRing, new_key
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
+from langchain_pocket_auth.testing._outside import outside
 
 Make = Callable[..., PocketAuth]
 
@@ -643,6 +645,25 @@ def test_bundled_row_is_read_when_it_is_asked_for(
     pocket.make_request(["repo"], auth_provider="github")
     pocket.make_request(["repo"], auth_provider="github")
     assert reads == ["github"]
+
+
+async def test_context_authorizes_a_whole_client(
+    make_pocket: Make, server: AuthorizationServer, alice: Browser
+) -> None:
+    """`auth=auth.apply` is all that an HTTP client needs, as the README says."""
+    row = provider(server, "acme", api_base_url=server.api)
+    auth = await connect(make_pocket(providers=[row]), alice, "read")
+    with outside():
+        async with httpx.AsyncClient(
+            auth=auth.apply, base_url=auth.api_base_url or "", verify=False
+        ) as client:
+            answers = [await client.get(path) for path in ("/one", "/two?a=b")]
+    assert [(a.status_code, a.json()["path"]) for a in answers] == [
+        (200, "one"),
+        (200, "two"),
+    ]
+    with pytest.raises(ConfigurationError, match="without TLS"):
+        auth.apply(httpx.Request("GET", "http://elsewhere.example/"))
 
 
 # -------------------------------------------------------------------- disconnecting
