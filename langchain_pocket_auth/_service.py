@@ -260,11 +260,13 @@ class Service:
         update["scopes"] = list(stored.entry.scopes)
         copy = context.model_copy(update=update)
         copy._provider = self.registry.canonical(requirement.provider)  # noqa: SLF001 - of our own base class
+        secrets = {context.access_token}
         with suppress(UnknownProvider):  # of a handler that is not passed any more
             handler = self.registry.named(handler_name(stored))
             copy._environment = handler.environment()  # noqa: SLF001
             copy._placed = handler.placement(context)  # noqa: SLF001
-            copy._masked_texts = spellings(handler.secrets(context))  # noqa: SLF001
+            secrets.update(handler.secrets(context))
+        copy._masked_texts = spellings(secrets)  # noqa: SLF001
         return copy
 
     # ----------------------------------------------------- what gate and guard need
