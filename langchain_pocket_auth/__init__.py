@@ -41,16 +41,15 @@ if TYPE_CHECKING:
     from ._pocket import PocketAuth
     from ._providers import AuthProvider
     from ._resume import PendingAuthorization, pending_authorizations, resume
-    from ._rows import (
+    from ._row_parts import (
         AccountLookup,
-        Client,
         Form,
         FormField,
-        Provider,
         Revocation,
         TokenExchange,
         Variable,
     )
+    from ._rows import Client, Provider
     from ._task import AlreadyResumed
     from ._tools import InjectedAuth, current_auth
     from .handlers import (
@@ -81,9 +80,8 @@ _HOMES = {
     "_pocket": "PocketAuth",
     "_providers": "AuthProvider",
     "_resume": "PendingAuthorization pending_authorizations resume",
-    "_rows": (
-        "AccountLookup Client Form FormField Provider Revocation TokenExchange Variable"
-    ),
+    "_row_parts": "AccountLookup Form FormField Revocation TokenExchange Variable",
+    "_rows": "Client Provider",
     "_task": "AlreadyResumed",
     "_tools": "InjectedAuth current_auth",
     "handlers": (

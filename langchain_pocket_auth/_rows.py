@@ -1,14 +1,12 @@
-"""Rows of the catalog: what is known of a provider, as values."""
+"""Rows of the catalog: what is known of a provider, and what the app brings."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,13 +15,21 @@ from pydantic import (
     model_validator,
 )
 
-from ._errors import ConfigurationError
-from ._http import secure_url
-from ._placement import BEARER, Placement, placeholders
+from ._placement import placeholders
 from ._providers import register_id
+from ._row_parts import (
+    AccountLookup,
+    Api,
+    AuthMethod,
+    Endpoint,
+    Form,
+    Paths,
+    Revocation,
+    TokenExchange,
+    Variable,
+)
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-AuthMethod = Literal["client_secret_basic", "client_secret_post", "none"]
 Method = Literal["oauth2", "token", "basic", "keypair", "client_credentials"]
 _METHODS: tuple[Method, ...] = (
     "oauth2",
@@ -35,163 +41,7 @@ _METHODS: tuple[Method, ...] = (
 _CLIENT_VALUES = {"token", "client_id", "client_secret"}
 
 
-def _endpoint(url: str) -> str:
-    try:
-        secure_url(re.sub(r"\{[a-z_]+\}", "x", url), "an endpoint")
-    except ConfigurationError as error:
-        raise ValueError(str(error)) from None
-    return url
-
-
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-
-
-def _pattern(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_pattern)]
-_MEMBERS = (
-    "access_token",
-    "refresh_token",
-    "expires_in",
-    "expires_at",
-    "scope",
-    "token_type",
-    "success",
-    "error",
-)
-
-
-def _paths(paths: dict[str, str]) -> dict[str, str]:
-    if unknown := sorted(paths.keys() - set(_MEMBERS)):
-        raise ValueError(f"unknown {unknown}; known are {', '.join(_MEMBERS)}")
-    return paths
-
-
-Paths = Annotated[dict[str, str], AfterValidator(_paths)]
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Variable(_Row):
-    """A part of a provider's URLs that the app's registration fills in."""
-
-    description: str = ""
-    default: str | None = None
-    pattern: Pattern = r"[A-Za-z0-9][A-Za-z0-9.-]*"
-    callback_parameter: str | None = None
-    """A parameter of the callback that says it for this person, if it fits."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.default and not re.fullmatch(self.pattern, self.default):
-            raise ValueError(f"the default does not fit {self.pattern}")
-        return self
-
-
-class FormField(_Row):
-    """One input of a form."""
-
-    label: str
-    secret: bool = False
-    required: bool = True
-    multiline: bool = False
-    """A text area: for keys in PEM."""
-    pattern: Pattern | None = None
-    """What a value has to match as a whole."""
-    env_key: str | None = None
-    """Key in `AuthContext.to_dict`; default `<ID>_<FIELD>`."""
-
-
-_ONE_TOKEN = {"token": FormField(label="API key or token", secret=True)}
-
-
-class Form(_Row):
-    """A way to connect by typing: an API key, a user and password, a key pair."""
-
-    handler: str | None = None
-    """Name of the handler; default `<id>-<method>`."""
-    fields: dict[str, FormField] = _ONE_TOKEN
-    env_keys: tuple[str, ...] = ()
-    """Keys of the access token in `AuthContext.to_dict`, beside those of fields."""
-    docs: str | None = None
-    """Where a person finds what is asked for; default: the row's `docs`."""
-    note: str = ""
-    """One more sentence for the person."""
-    api_credential: Placement = BEARER
-    api_headers: dict[str, str] = {}
-    api_query: dict[str, str] = {}
-    api_base_url: str | None = None
-
-    @model_validator(mode="after")
-    def _placed(self) -> Self:
-        known = {*self.fields, "token"}
-        _check_templates(self, known)
-        if not self.fields:
-            raise ValueError("a form has at least one field")
-        if not any(f.secret for f in self.fields.values()):
-            raise ValueError("a form has at least one secret field")
-        return self
-
-
-class AccountLookup(_Row):
-    """
-    A request after the token that tells which accounts or sites it reaches.
-
-    The members of the chosen one become values of the connection, for URLs and
-    headers of API calls. If there are several, the person chooses.
-    """
-
-    endpoint: Endpoint
-    list: str = ""
-    """Path of the array in the answer; `""`: the answer itself, array or object."""
-    id: str = "id"
-    """What tells one from the others."""
-    label: str = "name"
-    """What a person knows it by."""
-    members: dict[str, str]
-    """Value to member: `cloud_id = "id"`."""
-    prefix: str = "Bearer "
-    """Before the token in Authorization."""
-
-
-class TokenExchange(_Row):
-    """
-    A second token in place of the first, and in place of refreshing.
-
-    Meta's: a short-lived token is exchanged for one that lives 60 days.
-    """
-
-    endpoint: Endpoint
-    grant_type: str
-    token_parameter: str = "access_token"
-    method: Literal["GET", "POST"] = "GET"
-    refresh_endpoint: Endpoint | None = None
-    """Default: the exchange again, with the token that is still good."""
-    refresh_grant_type: str | None = None
-
-
-class Revocation(_Row):
-    """A way to revoke that is not RFC 7009."""
-
-    endpoint: Endpoint
-    method: Literal["POST", "DELETE", "GET"] = "POST"
-    format: Literal["form", "json"] = "form"
-    basic: bool = False
-    """Basic authentication with the app's id and secret."""
-    headers: dict[str, str] = {}
-    parameters: dict[str, str] = {}
-    """May name `{token}`, `{client_id}`, `{client_secret}` and kept members."""
-
-
-class Provider(_Row):
+class Provider(Api):
     """
     The facts of one provider. Names are RFC 8414's, defaults the RFCs'.
 
@@ -293,12 +143,6 @@ class Provider(_Row):
     """Scopes that are granted although answers do not list them."""
     granted_scopes: Literal["exact", "unreliable"] = "exact"
 
-    # -- API calls
-    api_base_url: str | None = None
-    api_credential: Placement = BEARER
-    api_headers: dict[str, str] = {}
-    api_query: dict[str, str] = {}
-
     variables: dict[str, Variable] = {}
     env_keys: tuple[str, ...] = ()
 
@@ -316,14 +160,14 @@ class Provider(_Row):
             learned |= self.account_lookup.members.keys()
         self._check_variables(learned)
         known = {*self.variables, *learned, *_CLIENT_VALUES}
-        _check_templates(self, known)
+        self.check_templates(known)
         sent = self.revocation.parameters.values() if self.revocation else ()
         if unknown := placeholders(*sent) - known:
             raise ValueError(
                 f"revoking uses {sorted(unknown)}, known are {sorted(known)}"
             )
         for form in filter(None, (self.token, self.basic, self.keypair)):
-            _check_hosts(form, self.api_base_url)
+            form.check_hosts(self.api_base_url)
         if self.authorization_endpoint and not self.token_endpoint:
             raise ValueError("an authorization endpoint needs a token_endpoint")
         if not self.methods and not self.unsupported:
@@ -351,7 +195,7 @@ class Provider(_Row):
                 f"row's variables {sorted(self.variables)}"
             )
         unused = self.variables.keys() - placeholders(
-            *self._templates(), *_api_templates(self)
+            *self._templates(), *self.api_templates()
         )
         if unused:
             raise ValueError(f"nothing uses the variables {sorted(unused)}")
@@ -449,28 +293,6 @@ class Provider(_Row):
     def label(self) -> str:
         """Name for people."""
         return self.display_name or self.id
-
-
-def _api_templates(row: Provider | Form) -> Iterator[str]:
-    yield from row.api_credential.templates
-    yield from row.api_headers.values()
-    yield from row.api_query.values()
-    if row.api_base_url:
-        yield row.api_base_url
-
-
-def _check_hosts(form: Form, base_url: str | None) -> None:
-    # What a person types must not decide freely where requests go.
-    urls = (form.api_base_url or base_url, form.api_credential.url)
-    for name in placeholders(*urls) & form.fields.keys():
-        field = form.fields[name]
-        if field.pattern is None and not field.secret:
-            raise ValueError(f"{name} is a part of URLs: give it a pattern")
-
-
-def _check_templates(row: Provider | Form, known: set[str]) -> None:
-    if unknown := placeholders(*_api_templates(row)) - known:
-        raise ValueError(f"API calls use {sorted(unknown)}, known are {sorted(known)}")
 
 
 def _masked(value: Any) -> SecretStr:

@@ -33,7 +33,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from langchain_pocket_auth import Provider
-from langchain_pocket_auth._rows import JWT_BEARER, Form
+from langchain_pocket_auth._row_parts import Form
+from langchain_pocket_auth._rows import JWT_BEARER
 
 FRAGMENT = "X-Page-Fragment"
 """In which the person tells what a script of the page would read of the address."""

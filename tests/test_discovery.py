@@ -23,7 +23,7 @@ from langchain_pocket_auth import (
     ProviderUnavailable,
 )
 from langchain_pocket_auth._http import Http
-from langchain_pocket_auth._rows import Variable
+from langchain_pocket_auth._row_parts import Variable
 from langchain_pocket_auth.handlers._discovery import (
     RegisteredClient,
     ServerMetadata,

@@ -21,6 +21,7 @@ _placement _providers
 _models _loop _cards _history
 _events
 _http _seal _futures
+_row_parts
 _rows
 _catalog
 handlers storage

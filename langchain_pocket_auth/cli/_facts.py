@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .._placement import Placed, Placement, placeholders
-from .._rows import Form, Provider
+from .._row_parts import Form
+from .._rows import Provider
 from ..handlers._of_rows import handlers_of
 from ..handlers._row import RowHandler
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from .._errors import ConfigurationError, ProviderUnavailable
 from .._http import LOOPBACK_HOSTS, TRANSIENT_STATUS, Answer, Http, secure_url
-from .._rows import AuthMethod, Provider
+from .._row_parts import AuthMethod
+from .._rows import Provider
 from ._kept import Kept
 from ._register import RegisteredClient, register
 

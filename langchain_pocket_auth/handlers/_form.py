@@ -14,7 +14,8 @@ from .._errors import ConfigurationError, ProviderError
 from .._futures import FutureData, FutureStore
 from .._models import AuthContext, AuthenticateRequest
 from .._placement import fill, placeholders
-from .._rows import Form, FormField, Method, Provider
+from .._row_parts import Form, FormField
+from .._rows import Method, Provider
 from ._row import RowHandler
 
 MAX_VALUE_BYTES = 4 << 10  # the longest access tokens are JWTs of some 3 KiB

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from .._errors import ConfigurationError, ProviderUnavailable
 from .._http import LOOPBACK_HOSTS, TRANSIENT_STATUS, Http
-from .._rows import AuthMethod
+from .._row_parts import AuthMethod
 
 # Section 3.2.2; other codes are shown as "refused".
 _REFUSALS = frozenset(

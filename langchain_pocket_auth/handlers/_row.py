@@ -14,7 +14,8 @@ from .._http import Http
 from .._models import AuthContext
 from .._placement import Placed, fill
 from .._providers import AuthProvider
-from .._rows import Client, Form, Method, Provider
+from .._row_parts import Form
+from .._rows import Client, Method, Provider
 from ._base import AuthHandlerInterface
 
 

@@ -14,7 +14,8 @@ from .._futures import FutureData
 from .._http import Answer
 from .._models import AuthContext, AuthenticateRequest
 from .._placement import BEARER, Placed
-from .._rows import JWT_BEARER, FormField, Method, Provider
+from .._row_parts import FormField
+from .._rows import JWT_BEARER, Method, Provider
 from ._answers import checked, context_of
 from ._form import FormContext, FormHandler
 from ._signing import rsa_key, signed

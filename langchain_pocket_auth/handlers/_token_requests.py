@@ -13,7 +13,8 @@ from .._errors import MissingClient, ProviderUnavailable, TokenRequestError
 from .._http import TRANSIENT_STATUS, Answer
 from .._models import AuthenticateRequest
 from .._placement import fill
-from .._rows import AccountLookup, AuthMethod, Provider
+from .._row_parts import AccountLookup, AuthMethod
+from .._rows import Provider
 from ._answers import OAuth2Context, member
 from ._discovery import register
 from ._row import Registration

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import HTMLResponse
 
 from .._models import Choice
-from .._rows import FormField
+from .._row_parts import FormField
 
 if TYPE_CHECKING:
     import jinja2
