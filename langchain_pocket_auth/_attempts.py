@@ -334,7 +334,9 @@ class Attempts:
         except AuthorizationRefused:
             await self._waiting.end(noted.entry, "denied")
             raise
-        return await self._exchanges.granted(noted, context, self._vault.now())
+        # Shielded: who stops waiting now does not lose a grant that was given.
+        saving = self._exchanges.granted(noted, context, self._vault.now())
+        return await asyncio.shield(saving)
 
     # ------------------------------------------------- answers outside a callback
 

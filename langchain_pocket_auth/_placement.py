@@ -6,7 +6,8 @@ import base64
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -43,11 +44,20 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def quiet(url: httpx.URL, path: str | None = None) -> httpx.URL:
     """Return a URL whose text has no query, and another *path*: httpx logs it."""
-    kind = type(url)
-    shown = f"{url.scheme}://{url.netloc.decode()}{url.path if path is None else path}"
-    texts = {"__str__": lambda _: shown, "__repr__": lambda _: shown}
-    hidden: httpx.URL = type(kind.__name__, (kind,), texts)(url)
-    return hidden
+    kind: Any = type(url)
+    hidden = _quiet_kind(kind)(url)
+    shown = url.path if path is None else path
+    hidden.shown = f"{url.scheme}://{url.netloc.decode()}{shown}"
+    found: httpx.URL = hidden
+    return found
+
+
+@cache
+def _quiet_kind(kind: Any) -> Any:
+    if hasattr(kind, "shown"):
+        return kind
+    texts = {"__str__": lambda self: self.shown, "__repr__": lambda self: self.shown}
+    return type(kind.__name__, (kind,), {"shown": "", **texts})
 
 
 class Placement(BaseModel):

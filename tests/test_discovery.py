@@ -31,6 +31,7 @@ from langchain_pocket_auth.handlers._discovery import (
     register,
     with_metadata,
 )
+from langchain_pocket_auth.handlers._row import Registration
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, assert_no_leak
 
 Make = Callable[..., PocketAuth]
@@ -666,6 +667,23 @@ async def test_client_that_the_server_forgot_is_registered_again(
     assert await state(issuer_only, "read", provider="found") == "DO_AUTH"
     await connect(issuer_only, alice, "read", provider="found")
     assert server.registrations == 2
+
+
+def test_registering_waits_on_each_loop_for_itself() -> None:
+    """After a fork, the background loop of the child is another."""
+    registration = Registration("http://127.0.0.1:1", None, Http())
+
+    async def once(done: list[int]) -> None:
+        async with registration.registering:
+            await asyncio.sleep(0)
+            done.append(1)
+
+    async def several() -> int:
+        done: list[int] = []
+        await asyncio.gather(*(once(done) for _ in range(3)))
+        return len(done)
+
+    assert [asyncio.run(several()) for _ in range(2)] == [3, 3]
 
 
 async def test_own_client_is_used_at_a_discovered_server(

@@ -652,6 +652,18 @@ async def test_app_learns_that_the_issuer_publishes_no_keys(
     assert server.revoked_families == 1
 
 
+async def test_first_problem_is_told_though_the_grant_cannot_be_given_back(
+    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+) -> None:
+    """An unreachable revocation does not turn a wrong setting into an outage."""
+    path = "/.well-known/oauth-authorization-server"
+    server.fault("mutate", path=path, times=9, drop=["jwks_uri"])
+    server.fault("reset", path="/revoke", times=9)
+    page = await alice.avisit(await link(pocket, *SCOPES))
+    assert outcome_of(page) == "failed"
+    assert server.fired["reset"] > 0
+
+
 # ------------------------------------------------------------------ without a browser
 
 

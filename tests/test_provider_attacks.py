@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Annotated, Any
 from urllib.parse import quote, quote_plus, urlencode
 
+import httpx
 import pytest
 from conftest import call, provider
 from langchain_core.tools import tool
@@ -270,6 +271,16 @@ async def test_account_that_no_form_brings_back_is_not_offered(
     odd.answers["/sites"] = (200, [TWO[0], {"id": odd_id, "name": "Two"}])
     page = await alice.avisit(await link(pocket))
     assert outcome_of(page) == "connected"
+
+
+def test_url_that_carries_a_credential_never_shows_it() -> None:
+    """Nor if a request is used twice; what is sent has the credential once."""
+    placed = Placed(Placement(query="key"), {"token": "s3cr3t"})
+    request = httpx.Request("GET", "https://a.test/v1?page=2")
+    for _ in range(2):
+        placed.apply(request)
+        assert (str(request.url), repr(request.url)) == ("https://a.test/v1",) * 2
+        assert request.url.raw_path == b"/v1?page=2&key=s3cr3t"
 
 
 # ---------------------------------------------------------------------- the choice

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, assert_type
 
+import httpx
 from fastapi import APIRouter
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
@@ -26,13 +27,19 @@ from langchain_pocket_auth import (
     AuthorizationRequired,
     AuthProvider,
     AuthState,
+    Choice,
     Client,
     Event,
+    Form,
+    FormContext,
+    FormField,
+    FormHandler,
     FutureStore,
     InjectedAuth,
     OAuth2Handler,
     Owner,
     PendingAuthorization,
+    Placement,
     PocketAuth,
     PocketAuthError,
     Provider,
@@ -177,10 +184,32 @@ async def watch(
     assert_type(await pocket.connect("github", scopes=["repo"]), AuthContext)
     [pending] = pending_authorizations(graph)
     await pocket.connect(pending, paste=True)
+    auth = await pocket.connect("github", device=True)
+    assert_type(auth.headers(), dict[str, str])
+    assert_type(auth.apply(httpx.Request("GET", "https://a.test")), httpx.Request)
+    assert_type(auth.api_base_url, str | None)
+    httpx.AsyncClient(auth=auth.apply)
     assert_type(await pocket.gate(tools).acheck([message]), list[ToolMessage])
     assert_type(pocket.gate(tools).check([message]).result(), list[ToolMessage])
     assert_type(answer_open_calls([message]), list[AnyMessage])
     assert issubclass(AlreadyResumed, PocketAuthError)
+
+
+KEY = Form(
+    fields={"token": FormField(label="API key", secret=True)},
+    api_credential=Placement(header="X-Key"),
+)
+SEARCH = Provider(id="search", token=KEY, variables={})
+
+
+class SearchHandler(FormHandler):
+    """A form of one's own, with one method of it changed."""
+
+    row = SEARCH
+
+    def choices(self, context: AuthContext) -> list[Choice]:
+        assert isinstance(context, FormContext)
+        return [Choice("1", context.description)]
 
 
 class OwnContext(AuthContext):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -152,7 +153,8 @@ class GrantHandler(RowHandler):
             if row.account_lookup:
                 await self._requests(row).look_up(context, self._url)
         except Exception:
-            await self.revoke(auth_req, context)  # nobody would know of it
+            with suppress(Exception):  # what went wrong first is what is told
+                await self.revoke(auth_req, context)  # nobody would know of it
             raise
         return context
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
 from .._errors import ConfigurationError
 from .._http import Http
@@ -35,7 +36,14 @@ class Registration:
     http: Http
     app_name: str | None = None
     memory: Memory | None = None
-    registering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+    @property
+    def registering(self) -> asyncio.Lock:
+        """Held while the app registers itself; a forked child has a loop of its own."""
+        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 class RowHandler(AuthHandlerInterface):
