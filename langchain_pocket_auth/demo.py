@@ -28,7 +28,6 @@ from ._errors import AuthorizationRefused, AuthorizationRequired, PocketAuthErro
 from ._models import AuthContext
 from ._pocket import PocketAuth
 from ._resume import pending_authorizations, resume
-from ._rows import Provider
 from ._seal import new_key
 from ._tools import InjectedAuth
 
@@ -181,7 +180,7 @@ async def _play(person: Person, port: int) -> int:
         pocket = PocketAuth(
             f"sqlite:///{Path(name, 'sessions.db')}",
             clients={"tracker": REGISTRATION},
-            providers=[_provider(server)],
+            providers=[server.provider("tracker")],
             base_url=base_url,
             keys=new_key(),
             app_name="pocket-auth demo",
@@ -199,18 +198,6 @@ async def _play(person: Person, port: int) -> int:
                 return await _scenes(_Stage(server, pocket, agent, Path(name)), person)
         finally:
             await pocket.aclose()
-
-
-def _provider(server: AuthorizationServer) -> Provider:
-    return Provider(
-        id="tracker",
-        display_name="Tracker",
-        issuer=server.issuer,
-        authorization_endpoint=server.authorization_endpoint,
-        token_endpoint=server.token_endpoint,
-        revocation_endpoint=server.revocation_endpoint,
-        authorization_response_iss_parameter_supported=True,
-    )
 
 
 async def _scenes(stage: _Stage, person: Person) -> int:

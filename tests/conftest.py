@@ -17,16 +17,7 @@ ACME, ZETA = ("acme-client", "acme-secret"), ("zeta-client", "zeta-secret")
 
 def provider(server: AuthorizationServer, name: str, **facts: Any) -> Provider:
     """Return a provider whose endpoints are *server*'s."""
-    known = {
-        "id": name,
-        "display_name": name.title(),
-        "issuer": server.issuer,
-        "authorization_endpoint": server.authorization_endpoint,
-        "token_endpoint": server.token_endpoint,
-        "revocation_endpoint": server.revocation_endpoint,
-        "authorization_response_iss_parameter_supported": True,
-    }
-    return Provider(**known | facts)
+    return server.provider(name, **facts)
 
 
 def call(name: str, call_id: str | None = None, **args: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from .._errors import AuthorizationRefused, AuthorizationRequired
 from .._pocket import PocketAuth
-from .._rows import Provider
 from ._terminal import LAST_PAGE_S, REFUSED, WRONG, complain, open_browser, say
 
 if TYPE_CHECKING:
@@ -51,25 +50,13 @@ async def play(*, alone: bool, browser: bool, timeout_s: float) -> int:
             "memory://",
             base_url=base_url,
             clients={"demo": REGISTRATION},
-            providers=[_provider(server)],
+            providers=[server.provider("demo")],
             app_name="pocket-auth login demo",
         )
         try:
             return await _scenes(pocket, server, person, timeout_s)
         finally:
             await pocket.aclose()
-
-
-def _provider(server: AuthorizationServer) -> Provider:
-    return Provider(
-        id="demo",
-        display_name="Demo",
-        issuer=server.issuer,
-        authorization_endpoint=server.authorization_endpoint,
-        token_endpoint=server.token_endpoint,
-        revocation_endpoint=server.revocation_endpoint,
-        authorization_response_iss_parameter_supported=True,
-    )
 
 
 async def _scenes(

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .._rows import Provider
 from ._ledger import GRANT_TYPES, Client, Device, Ledger, Token
 from ._outside import outside
 
@@ -196,6 +197,25 @@ class AuthorizationServer(Ledger):
             "revocation_endpoint_auth_methods_supported": methods,
             "authorization_response_iss_parameter_supported": self.iss != "omitted",
         }
+
+    def provider(self, name: str, **facts: Any) -> Provider:
+        """
+        Return a row that leads here, for `PocketAuth(providers=[...])`.
+
+        Args:
+            name: Its id.
+            facts: Further keys of `Provider`, or others in the place of these.
+        """
+        known = {
+            "id": name,
+            "display_name": name.title(),
+            "issuer": self.issuer,
+            "authorization_endpoint": self.authorization_endpoint,
+            "token_endpoint": self.token_endpoint,
+            "revocation_endpoint": self.revocation_endpoint,
+            "authorization_response_iss_parameter_supported": self.iss != "omitted",
+        }
+        return Provider(**known | facts)
 
     def fault(
         self,
