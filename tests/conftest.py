@@ -17,7 +17,16 @@ ACME, ZETA = ("acme-client", "acme-secret"), ("zeta-client", "zeta-secret")
 
 def provider(server: AuthorizationServer, name: str, **facts: Any) -> Provider:
     """Return a provider whose endpoints are *server*'s."""
-    return server.provider(name, **facts)
+    known = {
+        "id": name,
+        "display_name": name.title(),
+        "issuer": server.issuer,
+        "authorization_endpoint": server.authorization_endpoint,
+        "token_endpoint": server.token_endpoint,
+        "revocation_endpoint": server.revocation_endpoint,
+        "authorization_response_iss_parameter_supported": True,
+    }
+    return Provider(**known | facts)
 
 
 def call(name: str, call_id: str | None = None, **args: Any) -> dict[str, Any]:
