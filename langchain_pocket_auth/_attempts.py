@@ -24,6 +24,7 @@ from ._exchange import EXCHANGE_LIMIT, Exchanges, Result, restored_request
 from ._futures import FutureData, attempt_context
 from ._http import secure_url
 from ._models import AuthContext, Choice, Owner, SessionKey
+from ._outbox import Outbox
 from ._registry import Registry, provider_id
 from ._vault import (
     ATTEMPT_KEPT,
@@ -56,10 +57,11 @@ class Attempts:
         vault: Vault,
         registry: Registry,
         waiting: Waiting,
+        outbox: Outbox,
         changed: Callable[[Owner], None],
     ) -> None:
         self._vault, self._registry, self._waiting = vault, registry, waiting
-        self._exchanges = Exchanges(vault, registry, waiting, changed)
+        self._exchanges = Exchanges(vault, registry, waiting, outbox, changed)
 
     async def close(self) -> None:
         """Let the exchanges that run end."""

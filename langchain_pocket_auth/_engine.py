@@ -31,10 +31,12 @@ from ._models import (
     SessionKey,
     Turn,
 )
+from ._outbox import Outbox
 from ._pauses import Pauses
 from ._questions import Questions
-from ._refresh import Refresher, advisory_at, give_back, usable
+from ._refresh import Refresher, advisory_at, usable
 from ._registry import Registry, provider_id
+from ._site import Site
 from ._standing import Standing, decide, is_open
 from ._vault import (
     CAS_TRIES,
@@ -61,7 +63,7 @@ class Engine:
     Args:
         vault: Where everything is kept.
         registry: Which handlers there are.
-        base_url: Where connect links and callbacks live.
+        site: Where connect links and callbacks live, and who may use them.
         listen: Awaited before a link is given out.
         future_ttl: How long a connect link lives.
         decline_cooldown: How long a refusal holds in its thread.
@@ -75,7 +77,7 @@ class Engine:
         vault: Vault,
         registry: Registry,
         *,
-        base_url: str,
+        site: Site,
         listen: Callable[[], Awaitable[None]],
         future_ttl: timedelta,
         decline_cooldown: timedelta,
@@ -85,12 +87,13 @@ class Engine:
     ) -> None:
         self.vault, self.registry = vault, registry
         self._listen = listen
-        self._questions = Questions(vault, registry, base_url, future_ttl)
+        self._questions = Questions(vault, registry, site.url, future_ttl)
         self._changed, self._tell, self._on_end = changed, tell, ended
         self._cooldown = decline_cooldown
-        self._refresher = Refresher(vault, tell)
+        self._outbox = Outbox(vault, registry, tell)
+        self._refresher = Refresher(vault, self._outbox, tell)
         self._waiting = Waiting(vault, self._ended)
-        self.attempts = Attempts(vault, registry, self._waiting, changed)
+        self.attempts = Attempts(vault, registry, self._waiting, self._outbox, changed)
         # Twice the life of a link: a pause must not be forgotten before its link.
         self.pauses = Pauses(vault, 2 * future_ttl)
         self._expiries: dict[str, asyncio.TimerHandle] = {}
@@ -413,7 +416,9 @@ class Engine:
                 logger.warning("%s: unreadable, so not revoked", candidate.name)
                 continue
             if session and context:
-                await give_back(candidate, session.entry.scopes, context)
+                await self._outbox.give_back(
+                    key, candidate, session.entry.scopes, context
+                )
         return found
 
     async def sessions(

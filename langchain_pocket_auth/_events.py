@@ -24,6 +24,10 @@ EventType: TypeAlias = Literal[
     "revoked",
     "needs_reconnect",
     "required",
+    "refused",
+    "given_back",
+    "not_given_back",
+    "forgotten",
     "resumed",
     "superseded",
     "not_resumed",
@@ -41,6 +45,9 @@ class Event:
             ran out unused. `refreshed`: a token was renewed. `revoked`: a connection
             was deleted here. `needs_reconnect`: it cannot be renewed any more, the
             next use asks the person. `required`: a run that must not ask lacks it.
+            `refused`: somebody else, another account or a wrong code was turned away.
+            `given_back`: the provider was told to revoke a grant; `not_given_back`:
+            it would not hear of it. `forgotten`: all of an owner's data was erased.
             Of `auto_resume`: `resumed`, a paused run was continued; `superseded`,
             it had been already, or newer input came; `not_resumed`, it could not
             be, see `reason`.
@@ -50,6 +57,7 @@ class Event:
         handler: The handler's name.
         scopes: What was asked for, granted, or is missing.
         thread_ids: The conversations that wait for it, or the one it happened in.
+        account: Whose account it is at the provider, where it told.
         reason: One sentence, where there is something to explain; no secret.
     """
 
@@ -60,6 +68,7 @@ class Event:
     handler: str | None = None
     scopes: tuple[str, ...] = ()
     thread_ids: tuple[str, ...] = ()
+    account: str | None = None
     reason: str | None = None
 
     @classmethod

@@ -20,7 +20,8 @@ from ._errors import (
 )
 from ._futures import Answered, FutureData, attempt_context
 from ._models import AuthContext, AuthenticateRequest, Owner
-from ._refresh import finished, give_back, usable
+from ._outbox import Outbox
+from ._refresh import finished, usable
 from ._registry import Registry
 from ._vault import (
     ATTEMPT_KEPT,
@@ -57,10 +58,11 @@ class Exchanges:
         vault: Vault,
         registry: Registry,
         waiting: Waiting,
+        outbox: Outbox,
         changed: Callable[[Owner], None],
     ) -> None:
         self._vault, self._registry, self._waiting = vault, registry, waiting
-        self._changed = changed
+        self._outbox, self._changed = outbox, changed
         self._running: dict[str, asyncio.Task[Result]] = {}
 
     async def close(self) -> None:
@@ -126,7 +128,8 @@ class Exchanges:
                 return await self._hold(stored, context, sent)
             return await self._finish(stored, handler, context, sent)
         except ConfigurationError:  # it cannot be stored
-            await give_back(handler, stored.entry.scopes, context)
+            place = stored.entry.target.session_key()
+            await self._outbox.give_back(place, handler, stored.entry.scopes, context)
             raise
 
     async def withdraw(self, stored: Stored[Attempt]) -> None:
@@ -139,7 +142,8 @@ class Exchanges:
         entry = attempt.model_copy(update=update)
         if await self._vault.replace(stored, entry, ATTEMPT_KEPT):
             handler = self._registry.named(attempt.handler)
-            await give_back(handler, attempt.scopes, context)
+            place = attempt.target.session_key()
+            await self._outbox.give_back(place, handler, attempt.scopes, context)
 
     async def _finish(
         self,
@@ -248,7 +252,7 @@ class Exchanges:
             future = await self._waiting.of(attempt)
             if future is None:
                 # Disconnected meanwhile: it does not come back.
-                await give_back(handler, session.scopes, context)
+                await self._outbox.give_back(key, handler, session.scopes, context)
                 raise CallbackRefused("expired")
             old = await self._vault.get(Session, entry_key(Session, key))
             if old is None:

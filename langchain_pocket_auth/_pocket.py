@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from langchain_core.tools import BaseTool
 
@@ -23,6 +23,7 @@ from ._rows import Provider
 from ._seal import KeyRing
 from ._service import Service, Storage
 from ._sessions import Sessions
+from ._site import AccountMatcher, VerifyUser
 from ._tools import (
     Inject,
     InjectedAuth,
@@ -62,7 +63,17 @@ class PocketAuth(Sessions):
         owner: Whose sessions: a user id, an `Owner`, or a function of `RunInfo`.
             Default: the user a LangGraph Server authenticated; off-server, with a
             loopback `base_url`, one person for the whole machine.
-        base_url: Where connect links and callbacks live; loopback in this version.
+        base_url: Where connect links and callbacks live, for the person of this
+            machine; default `http://127.0.0.1:8711`.
+        public_url: Where they live for everybody: https, the address that browsers
+            see. Mount `router` there. Needs *verify_user* or *confirm*.
+        verify_user: A FastAPI dependency that returns who is signed in to your app,
+            as an id or an `Owner`; `None`: nobody. Only the person that a link is
+            for can use it.
+        confirm: `"code"`, where nobody signs in (a chat, a terminal): whoever
+            consented sees a code and gives it back in the chat.
+        account_matcher: Called with the owner and the new context, whose `account`
+            the provider told; `False` gives the grant back.
         interactive: `False`: never ask; what needs consent fails at once. One run
             says otherwise with `configurable["pocket_auth_interactive"]`.
         keys: `"id:key,..."`, the first seals; default `POCKET_AUTH_KEYS`, else a
@@ -71,7 +82,8 @@ class PocketAuth(Sessions):
         future_ttl: How long a connect link lives.
         decline_cooldown: How long a refusal holds in its conversation: the model is
             told so, and the person is not asked for the same again.
-        session_cache_ttl: How long a valid session is answered from memory.
+        session_cache_ttl: How long a valid session is answered from memory; by
+            default 5 s, with *public_url* not at all.
         app_name: What the connect page calls the app.
 
     Raises:
@@ -88,25 +100,35 @@ class PocketAuth(Sessions):
         routers: Iterable[APIRouter] = (),
         owner: OwnerLike | OwnerResolver = None,
         base_url: str | None = None,
+        public_url: str | None = None,
+        verify_user: VerifyUser | None = None,
+        confirm: Literal["code"] | None = None,
+        account_matcher: AccountMatcher | None = None,
         interactive: bool = True,
         keys: str | None = None,
         settings_file: str | Path | None = None,
         future_ttl: timedelta = timedelta(days=7),
         decline_cooldown: timedelta = timedelta(minutes=1),
-        session_cache_ttl: timedelta = timedelta(seconds=5),
+        session_cache_ttl: timedelta | None = None,
         app_name: str | None = None,
     ) -> None:
         from ._settings import (
-            DEFAULT_BASE_URL,
-            check_base_url,
             client_of,
             read_settings,
+            site_of,
         )
 
         settings = read_settings(settings_file)
-        self.base_url = check_base_url(
-            base_url or settings.base_url or DEFAULT_BASE_URL
+        if base_url is None and public_url is None:
+            base_url, public_url = settings.base_url, settings.public_url
+        site = site_of(
+            base_url,
+            public_url,
+            verify_user=verify_user,
+            confirm=confirm,
+            account_matcher=account_matcher,
         )
+        self.base_url = site.url
         written = keys or (settings.keys.get_secret_value() if settings.keys else None)
         registered = {str(k): client_of(str(k), v) for k, v in (clients or {}).items()}
         registry = Registry(
@@ -121,13 +143,16 @@ class PocketAuth(Sessions):
             # Parsed now, so that a malformed key is told before any link.
             KeyRing.parse(written) if written else None,
             registry,
-            owners=OwnerSource(owner, loopback=True),
-            base_url=self.base_url,
+            owners=OwnerSource(owner, loopback=not site.asks_who),
+            site=site,
             listen=self._listen,
             interactive=interactive,
             future_ttl=future_ttl,
             decline_cooldown=decline_cooldown,
-            cache_ttl=session_cache_ttl,
+            # Public: of several replicas, so that what one deletes is gone everywhere.
+            cache_ttl=timedelta(seconds=0 if site.public else 5)
+            if session_cache_ttl is None
+            else session_cache_ttl,
         )
         self._guard = ToolGuard(self._service)
         self._app_name, self._routers = app_name, tuple(routers)

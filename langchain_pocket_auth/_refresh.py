@@ -21,6 +21,7 @@ from ._errors import (
 from ._events import Event, Tell
 from ._http import is_transport_error
 from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
+from ._outbox import Outbox
 from ._registry import provider_id
 from ._vault import CAS_TRIES, Session, Stored, Typed, Vault, entry_key
 from .handlers import AuthHandlerInterface
@@ -87,8 +88,8 @@ class Refresher:
     one task; between processes the lease decides.
     """
 
-    def __init__(self, vault: Vault, tell: Tell) -> None:
-        self._vault, self._tell = vault, tell
+    def __init__(self, vault: Vault, outbox: Outbox, tell: Tell) -> None:
+        self._vault, self._outbox, self._tell = vault, outbox, tell
         self._running: dict[
             tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
         ] = {}
@@ -274,7 +275,7 @@ class Refresher:
         current = await self._vault.get(Session, stored.key)
         if current is None:
             # Disconnected meanwhile: it does not come back, the new grant is returned.
-            await give_back(handler, stored.entry.scopes, new)
+            await self._outbox.give_back(key, handler, stored.entry.scopes, new)
         return current
 
     @staticmethod
@@ -387,14 +388,3 @@ async def finished(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-
-
-async def give_back(
-    handler: AuthHandlerInterface, scopes: Iterable[str], context: AuthContext
-) -> None:
-    """Withdraw a grant at the provider, as far as it can be done."""
-    try:
-        request = handler.make_request(list(scopes))
-        await handler.revoke(request, context)
-    except Exception as error:  # noqa: BLE001 - best effort, it is gone here
-        logger.warning("%s: not revoked: %s", handler.name, type(error).__name__)

@@ -32,6 +32,7 @@ from ._refresh import advisory_at
 from ._registry import Registry
 from ._scrub import spellings
 from ._seal import KeyRing
+from ._site import Site
 from ._task import AlreadyResumed
 from ._vault import (
     CAS_TRIES,
@@ -75,7 +76,7 @@ class Service:
         keys: What seals; `None`: a key file, or for memory a key of the process.
         registry: Which handlers there are.
         owners: Whose session a run may use.
-        base_url: Where connect links live.
+        site: Where connect links live, and who may use them.
         listen: Awaited before a link is given out.
         interactive: Whether to ask at all.
         future_ttl: How long a link lives.
@@ -90,14 +91,15 @@ class Service:
         registry: Registry,
         *,
         owners: OwnerSource,
-        base_url: str,
+        site: Site,
         listen: Callable[[], Awaitable[None]],
         interactive: bool,
         future_ttl: timedelta,
         decline_cooldown: timedelta,
         cache_ttl: timedelta,
     ) -> None:
-        self.registry, self.owners, self.base_url = registry, owners, base_url
+        self.registry, self.owners, self.site = registry, owners, site
+        self.base_url = site.url
         registry.remember_in(self)
         self.interactive = interactive
         self._storage, self._keys = storage, keys
@@ -171,7 +173,7 @@ class Service:
         return Engine(
             vault,
             self.registry,
-            base_url=self.base_url,
+            site=self.site,
             listen=self._listen,
             future_ttl=self._future_ttl,
             decline_cooldown=self._cooldown,

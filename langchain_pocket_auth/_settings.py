@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import (
@@ -19,6 +19,7 @@ from pydantic_settings import (
 from ._errors import ConfigurationError
 from ._http import LOOPBACK_HOSTS
 from ._rows import Client
+from ._site import AccountMatcher, Site, VerifyUser
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8711"
 """A fixed port, because redirect URIs are registered with one."""
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     keys: SecretStr | None = None
     storage: str | None = None
     base_url: str | None = None
+    public_url: str | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -118,26 +120,78 @@ def client_of(provider: str, value: ClientLike) -> Client:
         ) from None
 
 
-def check_base_url(url: str) -> str:
+def site_of(
+    base_url: str | None,
+    public_url: str | None,
+    *,
+    verify_user: VerifyUser | None,
+    confirm: Literal["code"] | None,
+    account_matcher: AccountMatcher | None,
+) -> Site:
     """
-    Return *url* without a trailing slash, if this version may serve it.
+    Return where the app is reached, if that is safe as it is set.
 
     Raises:
-        ConfigurationError: It is not on this machine.
+        ConfigurationError: It is not, or an address cannot be one.
     """
+    if base_url and public_url:
+        raise ConfigurationError(
+            "set base_url for this machine alone, or public_url for everybody, not both"
+        )
+    if confirm not in {None, "code"}:
+        raise ConfigurationError('confirm= is "code" or nothing')
+    if public_url and verify_user is None and confirm is None:
+        raise ConfigurationError(
+            "public_url needs verify_user=, which says who is signed in to your app, "
+            'or confirm="code": without it, whoever is sent a link connects their '
+            "account for the person who sent it"
+        )
+    return Site(
+        url=_checked(public_url) if public_url else check_base_url(base_url or ""),
+        public=bool(public_url),
+        verify_user=verify_user,
+        confirm=confirm,
+        account_matcher=account_matcher,
+    )
+
+
+def _checked(public_url: str) -> str:
+    parts = _plain_parts(public_url)
+    if parts is None or parts.scheme != "https":
+        raise ConfigurationError(
+            "public_url must be like https://app.example.com or "
+            f"https://app.example.com/agents, not {public_url!r}"
+        )
+    return public_url.rstrip("/")
+
+
+def _plain_parts(url: str) -> SplitResult | None:
+    """Return the parts of a URL that is host, port and path, and nothing else."""
     try:
         parts = urlsplit(url)
         plain = parts.port != 0 and not (parts.query or parts.fragment or "@" in url)
     except ValueError:
-        plain = False
-    if not plain or parts.scheme not in {"http", "https"} or not parts.hostname:
+        return None
+    return parts if plain and parts.hostname else None
+
+
+def check_base_url(url: str) -> str:
+    """
+    Return *url*, or the default, without a trailing slash.
+
+    Raises:
+        ConfigurationError: It is not on this machine.
+    """
+    url = url or DEFAULT_BASE_URL
+    parts = _plain_parts(url)
+    if parts is None or parts.scheme not in {"http", "https"}:
         raise ConfigurationError(
             f"base_url must be like {DEFAULT_BASE_URL}, not {url!r}"
         )
     if parts.hostname not in LOOPBACK_HOSTS:
         raise ConfigurationError(
             f"base_url {url!r} is not on this machine: on a public address a link sent "
-            "to somebody else would connect the wrong person's account, and checking "
-            "who clicks is not in this version; use http://127.0.0.1:<port>"
+            "to somebody else would connect the wrong person's account; set public_url "
+            "instead, with verify_user= or confirm=, or use http://127.0.0.1:<port>"
         )
     return url.rstrip("/")

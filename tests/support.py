@@ -13,7 +13,13 @@ import pytest
 
 from langchain_pocket_auth import AuthContext, PocketAuth
 from langchain_pocket_auth._seal import new_key
-from langchain_pocket_auth.storage import Key, Record, StorageBackend, storage_from_url
+from langchain_pocket_auth.storage import (
+    Key,
+    Page,
+    Record,
+    StorageBackend,
+    storage_from_url,
+)
 from langchain_pocket_auth.testing import Browser
 from langchain_pocket_auth.testing._outside import outside
 
@@ -147,6 +153,14 @@ class Watched(StorageBackend):
     async def free(self, key: Key, holder: str) -> None:
         self.writes += 1
         await self._call("free", key, key, holder)
+
+    async def rewrite(self, key: Key, value: bytes, *, expected: int) -> bool:
+        self.writes += 1
+        return await self._call("rewrite", key, key, value, expected=expected)
+
+    async def walk(self, namespace: str | None = None, **kwargs: Any) -> Page:
+        self.reads += 1
+        return await self._call("walk", (namespace or "", ""), namespace, **kwargs)
 
     async def sweep(self, limit: int = 1000) -> int:
         return await self.inner.sweep(limit)

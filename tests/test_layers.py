@@ -19,13 +19,14 @@ LAYERS = """
 _errors
 _placement _providers
 _models _loop _cards _history
-_events
+_events _site
 _http _seal _futures
 _row_parts
 _rows
 _catalog
 handlers storage
 _vault _registry
+_outbox
 _refresh _pauses
 _waiting
 _exchange

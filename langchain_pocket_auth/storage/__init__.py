@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .._errors import ConfigurationError
-from ._base import Key, Record, StorageBackend
+from ._base import Key, Page, Record, StorageBackend
 
-__all__ = ["Key", "Record", "StorageBackend", "storage_from_url"]
+__all__ = ["Key", "Page", "Record", "StorageBackend", "storage_from_url"]
 
 _KNOWN = "memory://, sqlite:///relative/path.db and sqlite:////absolute/path.db"
 _NOT_YET = frozenset({"postgres", "postgresql", "redis", "rediss"})

@@ -19,6 +19,20 @@ class Record:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """
+    Some of all records, on a walk through them.
+
+    Attributes:
+        records: What is there; may be empty before the end.
+        after: Where the next page begins, opaque; `None`: this was the last.
+    """
+
+    records: dict[Key, Record]
+    after: str | None
+
+
 class StorageBackend(ABC):
     """
     Keeps sealed bytes for the vault and knows nothing else.
@@ -32,6 +46,8 @@ class StorageBackend(ABC):
     - of any number of concurrent `take`s of a record one gets it;
     - a lease excludes others until it is freed or over; only its holder frees it,
       time is the store's clock, and the version stays as it is;
+    - a walk meets every record that is there from its beginning to its end, whatever
+      is written meanwhile, and no call of it looks at much more than `limit`;
     - namespaces and names are compared exactly (`*`, `%`, `_`, case, unicode);
     - an outage is `StorageUnavailable`, never "nothing there".
 
@@ -96,6 +112,32 @@ class StorageBackend(ABC):
     @abstractmethod
     async def free(self, key: Key, holder: str) -> None:
         """End the lease if *holder* has it."""
+
+    @abstractmethod
+    async def rewrite(self, key: Key, value: bytes, *, expected: int) -> bool:
+        """
+        Put other bytes in place of those of version *expected*.
+
+        Version, lifetime and lease stay as they are: whoever works with the record
+        does not notice. `False` changes nothing.
+        """
+
+    @abstractmethod
+    async def walk(
+        self,
+        namespace: str | None = None,
+        *,
+        after: str | None = None,
+        limit: int = 500,
+    ) -> Page:
+        """
+        Return a page of all records, or of all of one namespace, in any order.
+
+        Args:
+            namespace: Only these; `None`: all there are.
+            after: What the page before said; `None`: from the beginning.
+            limit: About how many records a page has.
+        """
 
     @abstractmethod
     async def sweep(self, limit: int = 1000) -> int:

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import TypeAlias
 
-from ._base import Key, Record, StorageBackend
+from ._base import Key, Page, Record, StorageBackend
 from ._text import check_text
 
 _Due: TypeAlias = tuple[float, Key]
@@ -108,6 +108,31 @@ class MemoryBackend(StorageBackend):
         entry = self._find(key)
         if entry and entry.lease_holder == holder:
             entry.lease_holder, entry.lease_until = None, -inf
+
+    async def rewrite(self, key: Key, value: bytes, *, expected: int) -> bool:
+        entry = self._find(key)
+        if entry is None or entry.record.version != expected:
+            return False
+        entry.record = Record(expected, value)
+        return True
+
+    async def walk(
+        self,
+        namespace: str | None = None,
+        *,
+        after: str | None = None,
+        limit: int = 500,
+    ) -> Page:
+        del after, limit  # all of it is here anyhow
+        now = self._clock()
+        spaces = self._namespaces if namespace is None else (namespace,)
+        records = {
+            (space, name): entry.record
+            for space in spaces
+            for name, entry in self._namespaces.get(space, {}).items()
+            if entry.expires_at > now
+        }
+        return Page(records, None)
 
     async def sweep(self, limit: int = 1000) -> int:
         erased, now = 0, self._clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from .._errors import ConfigurationError
-from ._base import Key, Record, StorageBackend
+from ._base import Key, Page, Record, StorageBackend
 from ._sqlite import SQLiteFile
 from ._text import check_text
 
@@ -105,6 +106,26 @@ _CREATE = (
         where=_R.expires_at <= _NOW,
     )
     .returning(_DONE)
+)
+_REWRITE = (
+    update(_RECORDS)
+    .where(*_THERE, _R.version == _EXPECTED)
+    .values(value=bindparam("new_value", type_=LargeBinary))
+    .returning(_DONE)
+)
+_WALK = (
+    select(_R.namespace, _R.name, _R.version, _R.value)
+    .where(tuple_(_R.namespace, _R.name) >= tuple_(_NAMESPACE, _NAME), _ALIVE)
+    .order_by(_R.namespace, _R.name)
+    .limit(bindparam("most", type_=Integer))
+    .offset(literal_column("0", Integer))
+)
+_WALK_ONE = (
+    select(_R.namespace, _R.name, _R.version, _R.value)
+    .where(_R.namespace == _NAMESPACE, _R.name >= _NAME, _ALIVE)
+    .order_by(_R.name)
+    .limit(bindparam("most", type_=Integer))
+    .offset(literal_column("0", Integer))
 )
 _LEASE = (
     update(_RECORDS)
@@ -206,6 +227,26 @@ class SQLBackend(StorageBackend):
     async def free(self, key: Key, holder: str) -> None:
         check_text(holder)
         await self._database.write(_FREE, self._at(key) | {"holder": holder})
+
+    async def rewrite(self, key: Key, value: bytes, *, expected: int) -> bool:
+        parameters = self._at(key) | {"expected": expected, "new_value": value}
+        return bool(await self._database.write(_REWRITE, parameters))
+
+    async def walk(
+        self,
+        namespace: str | None = None,
+        *,
+        after: str | None = None,
+        limit: int = 500,
+    ) -> Page:
+        start: Key = tuple(json.loads(after)) if after else (namespace or "", "")
+        statement = _WALK if namespace is None else _WALK_ONE
+        parameters = self._at(start) | {"most": limit + 1}
+        rows = await self._database.read(statement, parameters)
+        further = json.dumps(rows[limit][:2]) if len(rows) > limit else None
+        return Page(
+            {(space, name): Record(v, b) for space, name, v, b in rows[:limit]}, further
+        )
 
     async def sweep(self, limit: int = 1000) -> int:
         parameters = {"now": self._clock(), "most": limit}

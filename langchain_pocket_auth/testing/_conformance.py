@@ -403,6 +403,55 @@ class StorageConformance:
     # Upkeep
 
     @_promise
+    async def test_rewrite_changes_the_bytes_alone(self, store: StorageBackend) -> None:
+        """Other bytes, same version, same lifetime, same lease: nobody notices."""
+        key, brief = _key(), _key()
+        assert not await store.rewrite(key, b"z", expected=1)
+        await store.put(key, b"a", version=4, expected=None)
+        await store.lease(key, "one", LONG)
+        assert not await store.rewrite(key, b"z", expected=3)
+        assert await store.get(key) == Record(4, b"a")
+        assert await store.rewrite(key, b"b", expected=4)
+        assert await store.get(key) == Record(4, b"b")
+        assert not await store.lease(key, "two", LONG)
+        assert await store.put(key, b"c", version=5, expected=4)
+        await store.put(brief, b"a", version=1, expected=None, ttl=SHORT)
+        assert await store.rewrite(brief, b"b", expected=1)
+        await _until_over()
+        assert await store.get(brief) is None
+        assert not await store.rewrite(brief, b"c", expected=1)
+
+    @_promise
+    async def test_walk_meets_every_record(self, store: StorageBackend) -> None:
+        """All that is there from beginning to end is met, in bounded pages."""
+        unique = uuid4().hex
+        spaces = [unique + end for end in ("", "*", "é", "a")]
+        names = ["", "*", "A", "a", "é", "x" * 200, *map(str, range(30))]
+        there = {(space, name) for space in spaces for name in names}
+        for key in there:
+            await store.put(key, b"v", version=3, expected=None)
+        gone = (spaces[0], "over")
+        await store.put(gone, b"v", version=1, expected=None, ttl=SHORT)
+        await _until_over()
+        for namespace in (None, *spaces):
+            met: dict[tuple[str, str], Record] = {}
+            after, pages = None, 0
+            while after is not None or not pages:
+                page = await store.walk(namespace, after=after, limit=10)
+                # Written meanwhile: what was there before is met all the same.
+                late = (spaces[1], f"late {namespace} {pages}")
+                await store.put(late, b"w", version=1, expected=None, ttl=LONG)
+                met |= page.records
+                after, pages = page.after, pages + 1
+                assert pages < 10_000
+            wanted = {k for k in there if namespace in {None, k[0]}}
+            assert wanted <= met.keys()
+            assert {met[key] for key in wanted} == {Record(3, b"v")}
+            assert gone not in met
+            if namespace is not None:
+                assert {space for space, _ in met} == {namespace}
+
+    @_promise
     async def test_sweep_erases_only_what_has_expired(
         self, store: StorageBackend
     ) -> None:
