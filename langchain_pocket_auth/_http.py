@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx
 
@@ -58,6 +61,11 @@ class Http:
     def __init__(self) -> None:
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._public: set[str] = set()
+
+    def only_public(self, host: str) -> None:
+        """Refuse to connect to *host* where it leads into a private network."""
+        self._public.add(host)
 
     async def request(
         self,
@@ -74,6 +82,7 @@ class Http:
         Send *data* as a form, as JSON, or, with GET, as the query.
 
         Raises:
+            ConfigurationError: A host of `only_public` leads to a private address.
             ProviderUnavailable: No answer.
         """
         client, loop = self._client, asyncio.get_running_loop()
@@ -93,6 +102,8 @@ class Http:
         body: dict[str, Any] = {kind: dict(data)} if data else {}
         try:
             request = client.build_request(method, url, headers=headers, **body)
+            if request.url.host in self._public:
+                await _pin(request, provider)
             request.url = quiet(request.url, "/***")  # some want secrets there
             async with asyncio.timeout(TIMEOUT_S):
                 reply = await client.send(request, auth=auth, stream=True)
@@ -118,6 +129,43 @@ class Http:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+async def public_address(host: str, port: int) -> str | None:
+    """
+    Return an address of *host*; `None` if any of them is not of the public internet.
+
+    Raises:
+        OSError: There is none.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [ip_address(str(address[0])) for *_, address in found]
+    mapped = [getattr(a, "ipv4_mapped", None) or a for a in addresses]
+    if not addresses or not all(a.is_global and not a.is_multicast for a in mapped):
+        return None
+    return str(addresses[0])
+
+
+async def _pin(request: httpx.Request, provider: str) -> None:
+    """
+    Connect to the very address that was looked at: a name may lead elsewhere next.
+
+    Raises:
+        ConfigurationError: It is a private one (server-side request forgery).
+    """
+    host = request.url.host
+    if getproxies():
+        return  # a proxy resolves names itself, and decides where one may go
+    address = await public_address(host, request.url.port or 443)
+    if address is None:
+        raise ConfigurationError(
+            f"{provider}: {host}, which the server's metadata names, leads into a "
+            "private network; give the row that endpoint itself if this is meant"
+        )
+    request.headers["Host"] = request.url.netloc.decode()
+    request.extensions["sni_hostname"] = host  # what the certificate is checked for
+    request.url = request.url.copy_with(host=address)
 
 
 async def _body(reply: httpx.Response, provider: str) -> bytes:

@@ -81,6 +81,8 @@ class Provider(Api):
     token_endpoint: Endpoint | None = None
     refresh_endpoint: Endpoint | None = None
     revocation_endpoint: Endpoint | None = None
+    pushed_authorization_request_endpoint: Endpoint | None = None
+    """Where there is one, the person's browser carries no request (RFC 9126)."""
     device_authorization_endpoint: Endpoint | None = None
     registration_endpoint: Endpoint | None = None
     jwks_uri: Endpoint | None = None
@@ -94,6 +96,8 @@ class Provider(Api):
     redirect_uri_prefixes: tuple[str, ...] = ("https://", "http://")
     """What a redirect URI has to begin with."""
     authorization_parameters: dict[str, str] = {}
+    resource: str | None = None
+    """What the tokens are for, in all requests (RFC 8707): the URL of an MCP server."""
     code_parameter: str = "code"
     callback_members: tuple[str, ...] = ()
     """Parameters of the callback that are kept in `detail`."""
@@ -216,6 +220,7 @@ class Provider(Api):
             self.token_endpoint,
             self.refresh_endpoint,
             self.revocation_endpoint,
+            self.pushed_authorization_request_endpoint,
             self.device_authorization_endpoint,
             self.registration_endpoint,
             self.jwks_uri,

@@ -123,6 +123,7 @@ class ClientCredentialsHandler(GrantHandler):
         grant = {
             "grant_type": "client_credentials",
             **{k: fill(v, values) for k, v in row.token_parameters.items()},
+            **self._resource,
         }
         needed = [s for s in row.required_scopes if s != _OFFLINE]
         scopes = list(dict.fromkeys([*(request.auth_scopes or ()), *needed]))

@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from .._errors import ConfigurationError, ProviderUnavailable
-from .._http import LOOPBACK_HOSTS, TRANSIENT_STATUS, Answer, Http, secure_url
+from .._http import (
+    LOOPBACK_HOSTS,
+    TRANSIENT_STATUS,
+    Answer,
+    Http,
+    public_address,
+    secure_url,
+)
 from .._row_parts import AuthMethod
 from .._rows import Provider
 from ._kept import Kept
@@ -33,6 +40,7 @@ _ENDPOINTS = (
     "authorization_endpoint",
     "token_endpoint",
     "revocation_endpoint",
+    "pushed_authorization_request_endpoint",
     "device_authorization_endpoint",
     "registration_endpoint",
     "jwks_uri",
@@ -53,6 +61,7 @@ class ServerMetadata:
     authorization_endpoint: str | None
     token_endpoint: str | None
     revocation_endpoint: str | None
+    pushed_authorization_request_endpoint: str | None
     device_authorization_endpoint: str | None
     registration_endpoint: str | None
     jwks_uri: str | None
@@ -110,7 +119,9 @@ async def _discovered(http: Http, issuer: str, provider: str) -> ServerMetadata:
             # RFC 8414 section 3.3. Most often it is a slash at the end.
             failures.append(f"{url} is for the issuer {str(named)[:200]!r}")
         else:
-            return _read(content, issuer, provider)
+            metadata = _read(content, issuer, provider)
+            await _guard(http, metadata)
+            return metadata
     if busy is not None:
         raise ProviderUnavailable(
             f"{provider}: the metadata of {issuer} cannot be read (status "
@@ -122,6 +133,26 @@ async def _discovered(http: Http, issuer: str, provider: str) -> ServerMetadata:
         f"{provider}: the issuer {issuer} has no metadata ({'; '.join(failures)}): "
         "correct it, or give the row authorization_endpoint and token_endpoint"
     )
+
+
+async def _guard(http: Http, metadata: ServerMetadata) -> None:
+    """
+    Let a public server's metadata lead to public addresses only.
+
+    What is published on the internet must not send us into the network that we run
+    in. A server of that network may: its issuer is named by the developer.
+    """
+    own = urlsplit(metadata.issuer)
+    try:
+        address = await public_address(own.hostname or "", own.port or 443)
+    except (OSError, UnicodeError):
+        address = ""  # only a proxy knows the name, so it is none of this network
+    if address is None:
+        return
+    for name in _ENDPOINTS:
+        host = urlsplit(getattr(metadata, name) or "").hostname
+        if host and host != own.hostname:
+            http.only_public(host)
 
 
 def _read(content: dict[str, Any], issuer: str, provider: str) -> ServerMetadata:

@@ -113,6 +113,7 @@ class GrantHandler(RowHandler):
             "grant_type": "refresh_token",
             "refresh_token": context.refresh_token,
             **{k: fill(v, values) for k, v in row.refresh_parameters.items()},
+            **self._resource,
         }
         endpoint = row.refresh_endpoint or required(row.token_endpoint)
         sent = datetime.now(UTC)

@@ -82,7 +82,15 @@ class OAuth2Handler(GrantHandler):
         future: FutureData | None = None,
         **kwargs: Any,
     ) -> str:
-        """Return the authorization URL (RFC 6749 section 4.1.1, RFC 7636)."""
+        """
+        Return the authorization URL (RFC 6749 section 4.1.1, RFC 7636).
+
+        Where the server takes requests beforehand (RFC 9126), the URL only names one.
+
+        Raises:
+            ConfigurationError: The server does not take the app or its request.
+            ProviderUnavailable: It does not answer; the person tries again.
+        """
         del thread_id, profile, args, kwargs
         row = await self._server()
         attempt = future or FutureStore.create_future(future_uid)
@@ -118,8 +126,11 @@ class OAuth2Handler(GrantHandler):
                 urlsafe_b64encode(digest).decode().rstrip("=")
             )
             parameters["code_challenge_method"] = "S256"
+        parameters |= self._resource
         other = row.parameter_names | row.authorization_parameter_names
         renamed = {other.get(k, k): v for k, v in parameters.items()}
+        if endpoint := row.pushed_authorization_request_endpoint:
+            renamed = await self._requests(row).push(self._url(endpoint), app, renamed)
         return with_query(self._url(required(row.authorization_endpoint)), renamed)
 
     async def authenticate(  # type: ignore[override]
@@ -148,6 +159,7 @@ class OAuth2Handler(GrantHandler):
             "code": code,
             "redirect_uri": attempt.data["redirect_uri"],
             **{k: fill(v, values) for k, v in row.token_parameters.items()},
+            **self._resource,
         }
         if verifier := attempt.data.get("code_verifier"):
             grant["code_verifier"] = verifier
@@ -178,7 +190,7 @@ class OAuth2Handler(GrantHandler):
         if row.device_authorization_endpoint is None:
             raise unsupported(row)
         app = await self._app(row, auth_req)
-        form = self._scope_of(row, auth_req)
+        form = self._scope_of(row, auth_req) | self._resource
         endpoint = self._url(row.device_authorization_endpoint)
         sent = datetime.now(UTC)
         answer = await self._requests(row).ask(endpoint, app, form, odd=False)
@@ -202,6 +214,7 @@ class OAuth2Handler(GrantHandler):
         row = await self._server()
         app = await self._app(row, auth_req)
         form = {"grant_type": GRANT_TYPE, "device_code": code.device_code}
+        form |= self._resource
         endpoint = self._url(required(row.token_endpoint))
 
         async def ask() -> Answer:

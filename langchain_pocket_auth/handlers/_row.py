@@ -105,7 +105,13 @@ class RowHandler(AuthHandlerInterface):
         """The handler, and the tenant where there is one."""
         values = self._variables(strict=False)
         used = {k: v for k, v in values.items() if k in self._tenant}
+        used |= self._resource
         return f"{self.name}?{urlencode(sorted(used.items()))}" if used else self.name
+
+    @property
+    def _resource(self) -> dict[str, str]:
+        """The parameter that says what tokens are for (RFC 8707), if the row does."""
+        return {"resource": self.row.resource} if self.row.resource else {}
 
     @property
     def _tenant(self) -> set[str]:

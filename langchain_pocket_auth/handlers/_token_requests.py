@@ -9,7 +9,12 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from .._cards import plain
-from .._errors import MissingClient, ProviderUnavailable, TokenRequestError
+from .._errors import (
+    ConfigurationError,
+    MissingClient,
+    ProviderUnavailable,
+    TokenRequestError,
+)
 from .._http import TRANSIENT_STATUS, Answer
 from .._models import AuthenticateRequest
 from .._placement import fill
@@ -166,6 +171,37 @@ class TokenRequests:
             as_json=odd and row.token_request_format == "json",
             headers=self._headers(),
             auth=basic,
+        )
+
+    async def push(
+        self, url: str, app: App, parameters: Mapping[str, str]
+    ) -> dict[str, str]:
+        """
+        Send an authorization request beforehand; return what names it (RFC 9126).
+
+        Raises:
+            ConfigurationError: The server does not take the app or its request.
+            ProviderUnavailable: No usable answer.
+        """
+        row = self._row
+        answer = await self.ask(url, app, parameters, odd=False)
+        content = answer.json()
+        known = content if isinstance(content, dict) else {}
+        named = known.get("request_uri")
+        # Section 2.2 says 201; some answer 200.
+        if answer.status in {200, 201} and isinstance(named, str) and named:
+            return {"client_id": app.client_id, "request_uri": named}
+        if answer.status in TRANSIENT_STATUS or not isinstance(known.get("error"), str):
+            raise ProviderUnavailable(
+                f"{row.label} did not take the authorization request (status "
+                f"{answer.status}); try again later",
+                provider=row.id,
+                retry_after_s=answer.retry_after_s,
+            )
+        raise ConfigurationError(
+            f"{row.label} refused the authorization request "
+            f"({plain(known['error'])[:60]}): check the app's registration there, its "
+            "redirect URI and its scopes"
         )
 
     def _headers(self) -> dict[str, str]:

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     from ._device import DeviceAuthorization, DeviceCodeGrant
     from ._machines import ClientCredentialsGrant, JWTBearerGrant, Registration
 
-__all__ = ["OAuth2Error", "Protocol"]
+__all__ = ["AUTH_METHODS", "OAuth2Error", "Protocol"]
 
 AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
 
@@ -83,6 +83,8 @@ class Protocol(AuthorizationServer):  # type: ignore[misc]
         device: Device | None = request.credential
         source: Any = code or device or request.refresh_token
         grant: Grant = source.grant if source else self._machine_grant(token, request)
+        if request.payload.data.get("resource") != grant.resource and not device:
+            raise _InvalidTargetError
         if device:
             device.used = True
         ledger.add_token("access_token", token["access_token"], grant, token["scope"])
@@ -103,7 +105,10 @@ class Protocol(AuthorizationServer):  # type: ignore[misc]
         """Return the grant of an app that acts for itself, or for whom it says."""
         client: Client = request.client
         username = request.user or client.client_id
-        return self.ledger.add_grant(username, client.client_id, token["scope"].split())
+        asked = token["scope"].split()
+        grant = self.ledger.add_grant(username, client.client_id, asked)
+        grant.resource = request.payload.data.get("resource")
+        return grant
 
     def _generate_token(
         self,
@@ -143,6 +148,7 @@ class _AuthorizationCodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[mi
             code_challenge=payload.data["code_challenge"],
             code_challenge_method=payload.data["code_challenge_method"],
             nonce=payload.data.get("nonce"),
+            resource=payload.data.get("resource"),
         )
 
     def save_authorization_code(self, code: str, request: object) -> None:
@@ -158,6 +164,12 @@ class _AuthorizationCodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[mi
         if authorization_code.grant.revoked:
             raise InvalidGrantError
         return authorization_code.grant.username
+
+
+class _InvalidTargetError(OAuth2Error):  # type: ignore[misc]
+    """Tokens are asked for another resource than the person agreed to (RFC 8707)."""
+
+    error = "invalid_target"
 
 
 class _RequiredS256(CodeChallenge):  # type: ignore[misc]

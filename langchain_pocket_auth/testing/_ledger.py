@@ -105,6 +105,8 @@ class Grant:
     client_id: str
     scope: str
     revoked: bool = False
+    resource: str | None = None
+    """What its tokens are for (RFC 8707)."""
 
 
 @dataclass(eq=False)
@@ -206,6 +208,8 @@ class Ledger:
     """Each refresh answers a new refresh token and uses the old one up."""
     reuse_grace_s: float = 0.0
     """How long a used refresh token may be used again without harm."""
+    pushed_requests: Literal["none", "offered", "required"] = "none"
+    """Whether it takes authorization requests beforehand (RFC 9126)."""
     iss: str = "right"
     """RFC 9207: `"right"`, `"omitted"`, or a value sent as it is."""
     withhold: set[str] = field(default_factory=set)
@@ -263,6 +267,7 @@ class Ledger:
     _codes: dict[str, Code] = field(default_factory=dict, init=False)
     _devices: dict[str, Device] = field(default_factory=dict, init=False)
     _tokens: dict[str, Token] = field(default_factory=dict, init=False)
+    _pushed: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
     _grants: list[Grant] = field(default_factory=list, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
@@ -341,11 +346,13 @@ class Ledger:
         code_challenge: str,
         code_challenge_method: str,
         nonce: str | None = None,
+        resource: str | None = None,
     ) -> str:
         """Note a consent and give out a code for it."""
         code = "ac_" + secrets.token_urlsafe(32)
         with self._lock:
             grant = self.add_grant(username, client.client_id, asked)
+            grant.resource = resource
             self._codes[code] = Code(
                 grant,
                 redirect_uri,
@@ -365,6 +372,21 @@ class Ledger:
         with self._lock:
             self._grants.append(grant)
         return grant
+
+    def push(self, parameters: dict[str, str]) -> str:
+        """Keep an authorization request; return what names it, once (RFC 9126)."""
+        name = f"urn:ietf:params:oauth:request_uri:{secrets.token_urlsafe(24)}"
+        with self._lock:
+            self._pushed[name] = parameters
+        return name
+
+    def pushed(self, name: str, client_id: str) -> dict[str, str] | None:
+        """Return a request that was kept for a client; it is used up."""
+        with self._lock:
+            kept = self._pushed.get(name)
+            if kept is None or kept["client_id"] != client_id:
+                return None
+            return self._pushed.pop(name)
 
     def add_device(self, device_code: str, device: Device) -> None:
         """Note a device that waits."""

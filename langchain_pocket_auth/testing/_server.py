@@ -23,7 +23,7 @@ try:
     from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
     from ._faults import Fault, Faults, json_answer
-    from ._grants import OAuth2Error, Protocol
+    from ._grants import AUTH_METHODS, OAuth2Error, Protocol
     from ._openid import key_set
     from ._pages import (
         consent_page,
@@ -59,6 +59,7 @@ _ROUTES: dict[str, tuple[str, *tuple[str, ...]]] = {
     "_introspect": ("POST", "/introspect"),
     "_register": ("POST", "/register"),
     "_device": ("POST", "/device_authorization"),
+    "_push": ("POST", "/par"),
     "_jwks": ("GET", "/jwks"),
     "_well_known": (
         "GET",
@@ -179,7 +180,12 @@ class AuthorizationServer(Ledger):
     def metadata(self) -> dict[str, Any]:
         """What the server says about itself (RFC 8414, OpenID Connect Discovery)."""
         methods = ["client_secret_basic", "client_secret_post", "none"]
+        pushed = {
+            "pushed_authorization_request_endpoint": self.origin + "/par",
+            "require_pushed_authorization_requests": self.pushed_requests == "required",
+        }
         return {
+            **(pushed if self.pushed_requests != "none" else {}),
             "issuer": self.issuer,
             "authorization_endpoint": self.authorization_endpoint,
             "token_endpoint": self.token_endpoint,
@@ -305,6 +311,22 @@ class AuthorizationServer(Ledger):
         )
         return answer
 
+    def _push(self) -> Response:
+        """Keep a request until the person comes with its name (RFC 9126)."""
+        try:
+            client = self._protocol.authenticate_client(
+                self._protocol.create_oauth2_request(None), AUTH_METHODS
+            )
+        except OAuth2Error as error:
+            return _error_response(error.error, "", 401)
+        kept = request.form.to_dict() | {"client_id": client.client_id}
+        if "request_uri" in kept or "client_secret" in request.args:
+            return _error_response("invalid_request", "Not of RFC 9126.")
+        if not client.check_redirect_uri(kept.get("redirect_uri", "")):
+            return _error_response("invalid_request", "The redirect URI is unknown.")
+        kept.pop("client_secret", None)
+        return json_answer(201, {"request_uri": self.push(kept), "expires_in": 60})
+
     def _jwks(self) -> Response:
         return self._document(key_set(self))
 
@@ -343,6 +365,20 @@ class AuthorizationServer(Ledger):
 
     def _ask(self) -> Response:
         """Show the sign-in page, then the consent page."""
+        if name := request.args.get("request_uri"):
+            kept = self.pushed(name, request.args.get("client_id", ""))
+            if kept is None or set(request.args) != {"request_uri", "client_id"}:
+                return _error_response("invalid_request", "Unknown request_uri.")
+            ticket = session["pushed"] = secrets.token_urlsafe(16)
+            return Response(
+                "",
+                303,
+                {"Location": f"/authorize?{urlencode({**kept, 'par': ticket})}"},
+            )
+        if self.pushed_requests == "required" and (
+            not session.get("pushed") or request.args.get("par") != session["pushed"]
+        ):
+            return _error_response("invalid_request", "Push the request (RFC 9126).")
         grant = self._consent_grant()
         if isinstance(grant, Response):
             return grant
