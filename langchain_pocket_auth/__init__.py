@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._connections import Connection, ConnectionHealth, Forgotten
     from ._errors import (
         AuthorizationRefused,
         AuthorizationRequired,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ._pocket import PocketAuth
     from ._providers import AuthProvider
     from ._resume import PendingAuthorization, pending_authorizations, resume
+    from ._rewrap import Rewrapped
     from ._row_parts import (
         AccountLookup,
         Form,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "_connections": "Connection ConnectionHealth Forgotten",
     "_errors": (
         "AuthorizationRefused AuthorizationRequired CallbackRefused "
         "CallbackServerError ConfigurationError CredentialUnreadable FutureNotFound "
@@ -80,6 +83,7 @@ _HOMES = {
     "_pocket": "PocketAuth",
     "_providers": "AuthProvider",
     "_resume": "PendingAuthorization pending_authorizations resume",
+    "_rewrap": "Rewrapped",
     "_row_parts": "AccountLookup Form FormField Revocation TokenExchange Variable",
     "_rows": "Client Provider",
     "_task": "AlreadyResumed",
@@ -107,8 +111,11 @@ __all__ = [
     "Choice",
     "Client",
     "ConfigurationError",
+    "Connection",
+    "ConnectionHealth",
     "CredentialUnreadable",
     "Event",
+    "Forgotten",
     "Form",
     "FormContext",
     "FormField",
@@ -135,6 +142,7 @@ __all__ = [
     "ProviderUnavailable",
     "RedactedContext",
     "Revocation",
+    "Rewrapped",
     "RunInfo",
     "ScopeWithheld",
     "StorageError",

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import re
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
+from ._admission import Admission, same_browser
+from ._clicks import Clicks
 from ._errors import (
     AuthorizationRefused,
     CallbackRefused,
     ConfigurationError,
-    PocketAuthError,
+    CredentialUnreadable,
     ProviderError,
     ProviderUnavailable,
 )
-from ._exchange import EXCHANGE_LIMIT, Exchanges, Result, restored_request
-from ._futures import FutureData, attempt_context
-from ._http import secure_url
-from ._models import AuthContext, Choice, Owner, SessionKey
+from ._events import Tell
+from ._exchange import EXCHANGE_LIMIT, Exchanges
+from ._held import HeldGrants
+from ._linking import Linking, Result, restored_request
+from ._models import Owner, SessionKey
 from ._outbox import Outbox
+from ._quarantine import Quarantine, Shown
 from ._registry import Registry, provider_id
+from ._site import THE_APP, Site, Visitor
 from ._vault import (
     ATTEMPT_KEPT,
-    ATTEMPT_TTL,
     Attempt,
     Future,
-    Pointer,
     Stored,
     Vault,
     attempt_key,
     digest,
 )
 from ._waiting import Waiting
+from ._withdrawals import Withdrawals
 from .handlers import AuthHandlerInterface, OAuth2Handler, OAuth2Request
 from .handlers._device import DeviceCode
 
 logger = logging.getLogger(__name__)
 
-PREPARE_LIMIT = timedelta(seconds=20)  # a handler may make a request there
-_URL = re.compile(r"https?://[^\s<>\"']+")
 # Errors of an authorization answer that say "later" (RFC 6749 section 4.1.2.1).
 _TRANSIENT_ERRORS = frozenset({"server_error", "temporarily_unavailable"})
 
 
-class Attempts:
+class Attempts(HeldGrants):
     """Attempts of futures: independent of each other, each good for one answer."""
 
     def __init__(
@@ -58,10 +56,28 @@ class Attempts:
         registry: Registry,
         waiting: Waiting,
         outbox: Outbox,
+        *,
+        site: Site,
         changed: Callable[[Owner], None],
+        tell: Tell,
     ) -> None:
-        self._vault, self._registry, self._waiting = vault, registry, waiting
-        self._exchanges = Exchanges(vault, registry, waiting, outbox, changed)
+        self._vault, self._site = vault, site
+        self._clicks = Clicks(vault, registry, waiting)
+        withdrawals = Withdrawals(vault, registry, waiting, outbox)
+        quarantine = Quarantine(
+            vault, registry, waiting, withdrawals, site=site, tell=tell
+        )
+        linking = Linking(
+            vault, registry, waiting, outbox, withdrawals, changed=changed
+        )
+        super().__init__(
+            registry,
+            waiting,
+            admission=Admission(site, tell),
+            exchanges=Exchanges(vault, registry, linking, quarantine, withdrawals),
+            quarantine=quarantine,
+            withdrawals=withdrawals,
+        )
 
     async def close(self) -> None:
         """Let the exchanges that run end."""
@@ -72,81 +88,21 @@ class Attempts:
         """Return when *future* has changed, or soon: then look again."""
         await self._waiting.wait(future, timeout_s)
 
-    async def ticket(self, ticket: str) -> tuple[Stored[Future], SessionKey]:
-        """
-        Return the future of a connect link.
-
-        Raises:
-            CallbackRefused: Unknown or expired.
-        """
-        return await self._waiting.ticket(ticket)
-
-    async def begin(self, ticket: str) -> str:
+    async def begin(self, ticket: str, visitor: Visitor = THE_APP) -> str:
         """
         Start an attempt; return the provider's page to send the person to.
 
         Raises:
-            CallbackRefused: Unknown or expired link.
+            CallbackRefused: Unknown or expired link; `sign_in`, `wrong_person`;
+                `too_many` at once.
             ConfigurationError: The handler gave no usable URL.
             ProviderError: The handler failed.
         """
         stored, key = await self.ticket(ticket)
-        future = stored.entry
-        handler = self._registry.named(future.handler)
-        attempt = FutureData(secrets.token_urlsafe(32), scopes=tuple(future.scopes))
-        text = await self._prepared(handler, future, key, attempt)
-        found = _URL.search(text) if isinstance(text, str) else None
-        if found is None:
-            raise ConfigurationError(f"{handler.name}: prepare returned no http(s) URL")
-        url = secure_url(found.group(), f"{handler.name}: the authorization URL")
-        await self._noted(future, key, attempt)
-        return url
-
-    async def _noted(
-        self, future: Future, key: SessionKey, attempt: FutureData
-    ) -> Stored[Attempt]:
-        handler = self._registry.named(future.handler)
-        entry = Attempt(
-            uid=attempt.uid,
-            future_id=future.id,
-            target=Pointer.to(key),
-            handler=future.handler,
-            scopes=future.scopes,
-            request=future.request,
-            data=attempt.data,
-            expires_at=self._vault.now() + min(handler.attempt_ttl, ATTEMPT_TTL),
-        )
-        noted = await self._vault.create(attempt_key(attempt.uid), entry, ATTEMPT_KEPT)
-        assert noted is not None  # noqa: S101 - its name is random
-        return noted
-
-    @staticmethod
-    async def _prepared(
-        handler: AuthHandlerInterface,
-        future: Future,
-        key: SessionKey,
-        attempt: FutureData,
-    ) -> Any:
-        request = restored_request(future.request)
-        arguments = (request, key.owner.id, key.profile, attempt.uid)
-        try:
-            with attempt_context(attempt):
-                async with asyncio.timeout(PREPARE_LIMIT.total_seconds()):
-                    if inspect.iscoroutinefunction(handler.prepare):
-                        return await handler.prepare(*arguments, future=attempt)
-                    made = await asyncio.to_thread(
-                        handler.prepare, *arguments, future=attempt
-                    )
-                    return await made if inspect.isawaitable(made) else made
-        except PocketAuthError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises
-            name = type(error).__name__
-        # Out here: not the text and not the chain, a third party's may hold secrets.
-        logger.warning("%s: prepare failed with %s", handler.name, name)
-        raise ProviderError(
-            f"{handler.name}: prepare failed ({name})", provider=provider_id(handler)
-        )
+        if self._vault.now() >= stored.entry.expires_at:
+            raise CallbackRefused("expired")
+        self._admission.admit(visitor, key, here=True)
+        return await self._clicks.begin(stored, key, visitor.browser)
 
     async def find(self, uid: str) -> Stored[Attempt] | None:
         """Return the attempt of a uid, or `None`."""
@@ -156,6 +112,7 @@ class Attempts:
         self,
         uid: str,
         *,
+        visitor: Visitor = THE_APP,
         callback: tuple[str, str] | None,
         value: Any = None,
         error: str | None = None,
@@ -171,6 +128,7 @@ class Attempts:
 
         Args:
             uid: The `state` of the answer.
+            visitor: Who brings it. The app itself, on this machine, proves nothing.
             callback: Provider and method whose callback was called; `None` where the
                 caller proved it.
             value: What is exchanged: an authorization code. Default: what the handler
@@ -181,7 +139,8 @@ class Attempts:
             future_id: The future it has to belong to, where the caller knows it.
 
         Raises:
-            CallbackRefused: Unknown, expired, replayed, or not of this callback.
+            CallbackRefused: Unknown, expired, replayed, or not of this callback;
+                `wrong_person`, `wrong_account`.
             ProviderError: The exchange failed; the link can be opened again.
         """
         stored = await self.find(uid) if uid else None
@@ -193,12 +152,15 @@ class Attempts:
             raise CallbackRefused("mismatch")
         if future_id not in {None, attempt.future_id}:
             raise CallbackRefused("mismatch")
+        same_browser(visitor, attempt)
+        known = self._admission.admit(visitor, attempt.target.session_key())
         if not handler.check_issuer(issuer, attempt.data):
             logger.warning("%s: an answer came from another issuer", handler.name)
             raise CallbackRefused("mismatch")
         if value is None and error is None:
             value = handler.read_callback(parameters or {})
-        return await self._take(stored, value, error, parameters or {})
+        shown = Shown(self._admission.proves(visitor), known, visitor.browser)
+        return await self._take(stored, value, error, parameters or {}, shown)
 
     async def _take(
         self,
@@ -206,6 +168,7 @@ class Attempts:
         value: Any,
         error: str | None,
         parameters: Mapping[str, str],
+        shown: Shown,
     ) -> Result:
         attempt = stored.entry
         given = digest(repr((value, error)))
@@ -234,11 +197,12 @@ class Attempts:
         if error is not None:
             return await self._refused(attempt, error)
         # Shielded: a browser that hangs up does not stop it.
-        return await asyncio.shield(self._exchanges.start(claimed, value, parameters))
+        exchange = self._exchanges.start(claimed, value, parameters, shown)
+        return await asyncio.shield(exchange)
 
     async def _refused(self, attempt: Attempt, error: str) -> Result:
         if error != "access_denied":
-            await self._waiting.unresolve(attempt.target.session_key(), attempt.uid)
+            await self._waiting.unmark(attempt.target.session_key(), attempt.uid)
             raise _refusal(attempt, error)
         await self._waiting.end(attempt, "denied")
         return Result("declined", await self._exchanges.ticket_of(attempt))
@@ -257,63 +221,54 @@ class Attempts:
                 # Whoever was first may not have come so far yet.
                 await self._waiting.end(attempt, "denied")
             if attempt.status != "exchanging":
-                # "choosing" too: the page that the person gets asks again.
+                # "held" too: the page that the person gets asks again.
                 ticket = await self._exchanges.ticket_of(attempt)
                 return Result("again", ticket)
             if task := self._exchanges.running(stored):
                 return await asyncio.shield(task)
             if attempt.exchange_until and self._vault.now() < attempt.exchange_until:
                 await asyncio.sleep(0.1)  # another process is at it
-            else:
-                # It died over it. The code may be spent: it is never sent again.
+            # It died over it. The code may be spent: it is never sent again.
+            elif attempt.grant is None:
                 await self._exchanges.end_attempt(stored, "failed")
+            else:
+                await self._withdrawals.settle(stored)
             if (now := await self.find(attempt.uid)) is None:
                 raise CallbackRefused("unknown")
             stored = now
 
-    async def choices(self, future: Future) -> Sequence[Choice]:
-        """Return the accounts between which the person of a future has to choose."""
-        stored = await self.find(future.choosing) if future.choosing else None
-        if stored is None or stored.entry.status != "choosing":
-            return ()
-        if self._vault.now() >= stored.entry.expires_at or not stored.entry.context:
-            return ()
-        context = stored.entry.context.restore()
-        assert isinstance(context, AuthContext)  # noqa: S101 - sealed as one
-        handler = self._registry.named(stored.entry.handler)
-        return handler.choices(context)
-
-    async def choose(self, ticket: str, choice: str) -> Result:
-        """
-        Take the account that the person of a connect link has chosen.
-
-        Raises:
-            CallbackRefused: Nothing is to be chosen, or not that.
-        """
-        future, _ = await self.ticket(ticket)
-        stored = await self.find(future.entry.choosing or "")
-        if stored is None:
-            raise CallbackRefused("replayed")
-        if self._vault.now() >= stored.entry.expires_at:
-            raise CallbackRefused("expired")
-        return await asyncio.shield(self._exchanges.chosen(stored, choice))
-
-    async def withdraw(self, future: Future) -> None:
-        """Give back what the person of a future has not chosen from."""
-        if future.choosing and (stored := await self.find(future.choosing)):
-            await self._exchanges.withdraw(stored)
+    async def forget(self, owner: Owner) -> int:
+        """Erase the attempts of an owner, and give back what waits in them."""
+        erased = 0
+        async for stored in self._vault.entries(Attempt, "attempt"):
+            if stored.entry.target.session_key().owner == owner:
+                if grant := stored.entry.grant:
+                    # Whoever is at it finds no future any more, or has died.
+                    with suppress(CredentialUnreadable, ConfigurationError):
+                        context = grant.auth_context()
+                        await self._withdrawals.give_back(stored.entry, context)
+                    await self._withdrawals.settled(stored)
+                erased += await self._vault.discard(stored.key)
+        return erased
 
     # --------------------------------------------------------------- the device flow
 
-    async def device(self, ticket: str, show: Callable[[DeviceCode], None]) -> Result:
+    async def device(
+        self,
+        ticket: str,
+        show: Callable[[DeviceCode], None],
+        visitor: Visitor = THE_APP,
+    ) -> Result:
         """
         Let the person of a link agree on another machine; returns when it is over.
 
         Args:
             ticket: The connect link's.
             show: Called with what the person needs to know.
+            visitor: Who sees that.
 
         Raises:
+            CallbackRefused: `sign_in`, `wrong_person`, `wrong_account`, `too_many`.
             AuthorizationRefused: The person said no.
             AuthorizationRequired: The code ran out.
             ConfigurationError: The provider has no such flow, or not for this app.
@@ -325,11 +280,18 @@ class Attempts:
             raise ConfigurationError(
                 f"{handler.name} has no device flow: connect with the link instead"
             )
+        if self._site.public and not handler.device_in_public:
+            raise ConfigurationError(
+                f"{handler.name}: nothing ties a device code to the person it was made "
+                "for, so on a public address it is off; an app that shows it to nobody "
+                f'else says clients={{"{key.provider}": Client(device_in_public=True, '
+                "client_id=...)}, and had better set account_matcher="
+            )
+        self._admission.admit(visitor, key, here=True)
         request = restored_request(found.entry.request)
         assert isinstance(request, OAuth2Request)  # noqa: S101 - as it was made
         code = await handler.begin_device(request)
-        uid = FutureData(secrets.token_urlsafe(32))
-        noted = await self._noted(found.entry, key, uid)
+        noted = await self._clicks.note(found, key, visitor.browser)
         show(code)
         try:
             context = await handler.finish_device(request, code)
@@ -337,8 +299,9 @@ class Attempts:
             await self._waiting.end(noted.entry, "denied")
             raise
         # Shielded: who stops waiting now does not lose a grant that was given.
-        saving = self._exchanges.granted(noted, context, self._vault.now())
-        return await asyncio.shield(saving)
+        shown = Shown(proven=True)  # as the app was told that it has to be
+        now = self._vault.now()
+        return await asyncio.shield(self._exchanges.granted(noted, context, now, shown))
 
     # ------------------------------------------------- answers outside a callback
 
@@ -365,8 +328,9 @@ class Attempts:
         stored = await self.find(uid)
         if stored is not None and stored.entry.answer is not None:
             with suppress(CallbackRefused):
-                await self._take(stored, stored.entry.answer, None, {})
-        await self._waiting.unresolve(key, uid)
+                shown = Shown(self._admission.proves(THE_APP))
+                await self._take(stored, stored.entry.answer, None, {}, shown)
+        await self._waiting.unmark(key, uid, "resolved")
 
 
 def _is_of(handler: AuthHandlerInterface, provider: str, method: str) -> bool:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
 from ._attempts import Attempts
+from ._connections import Connections, connection_id, handler_of
 from ._errors import (
     AuthorizationRefused,
     AuthorizationRequired,
-    ConfigurationError,
-    CredentialUnreadable,
     PocketAuthError,
     ScopeWithheld,
     StorageError,
 )
 from ._events import Event, Tell
+from ._housekeeping import Housekeeping
 from ._models import (
     AuthenticateRequest,
     AuthState,
@@ -34,10 +35,12 @@ from ._models import (
 from ._outbox import Outbox
 from ._pauses import Pauses
 from ._questions import Questions
-from ._refresh import Refresher, advisory_at, usable
-from ._registry import Registry, provider_id
+from ._refresh import Refresher, advisory_at
+from ._registry import Registry
+from ._saving import finished
 from ._site import Site
 from ._standing import Standing, decide, is_open
+from ._usage import Usage
 from ._vault import (
     CAS_TRIES,
     Future,
@@ -52,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 APP = Owner("app", "app")
 """Whose sessions are those that no person is asked for: the app's own."""
+LAST_WRITES_S = 1.0  # on closing; what is missed is marked again at the next use
 MAX_EXPIRIES = 10_000  # links whose end this process announces
 _NOTHING_TO_ASK = {AuthState.SKIP_AUTH, AuthState.DO_REFRESH, AuthState.RESOLVED}
 
@@ -67,6 +71,7 @@ class Engine:
         listen: Awaited before a link is given out.
         future_ttl: How long a connect link lives.
         decline_cooldown: How long a refusal holds in its thread.
+        session_idle_ttl: After how long without use a session ends; `None`: never.
         changed: Called when an owner's sessions have changed.
         tell: Called with what happened.
         ended: Called with the pauses that waited for a future which is final now.
@@ -81,21 +86,51 @@ class Engine:
         listen: Callable[[], Awaitable[None]],
         future_ttl: timedelta,
         decline_cooldown: timedelta,
+        session_idle_ttl: timedelta | None,
         changed: Callable[[Owner], None],
         tell: Tell,
         ended: Callable[[Iterable[str]], None],
     ) -> None:
         self.vault, self.registry = vault, registry
         self._listen = listen
-        self._questions = Questions(vault, registry, site.url, future_ttl)
+        self._questions = Questions(vault, registry, site, future_ttl)
         self._changed, self._tell, self._on_end = changed, tell, ended
         self._cooldown = decline_cooldown
-        self._outbox = Outbox(vault, registry, tell)
+        self.usage = Usage(vault, session_idle_ttl)
+        self._outbox = Outbox(vault, registry, self.usage, changed=changed, tell=tell)
         self._refresher = Refresher(vault, self._outbox, tell)
         self._waiting = Waiting(vault, self._ended)
-        self.attempts = Attempts(vault, registry, self._waiting, self._outbox, changed)
+        self.attempts = Attempts(
+            vault,
+            registry,
+            self._waiting,
+            self._outbox,
+            site=site,
+            changed=changed,
+            tell=tell,
+        )
         # Twice the life of a link: a pause must not be forgotten before its link.
         self.pauses = Pauses(vault, 2 * future_ttl)
+        self.connections = Connections(
+            vault,
+            registry,
+            self._outbox,
+            self.attempts,
+            self.pauses,
+            changed=changed,
+            tell=tell,
+            last_used=self.last_used,
+        )
+        self.housekeeping = Housekeeping(
+            {
+                "used": self.usage.write,
+                "given_back": self._outbox.give_back_due,
+                "idle": self._end_idle,
+                "held": self.attempts.expire_held,
+                "expired": vault.sweep,
+            }
+        )
+        self._answering: Counter[str] = Counter()
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._turnstiles: WeakValueDictionary[Owner, asyncio.Lock]
@@ -103,12 +138,17 @@ class Engine:
 
     async def close(self) -> None:
         """End what runs in the background."""
+        await self.housekeeping.close()
         for timer in self._expiries.values():
             timer.cancel()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(self._refresher.close(), self.attempts.close())
+        await finished(self._outbox.running)
+        with suppress(StorageError, TimeoutError):
+            async with asyncio.timeout(LAST_WRITES_S):
+                await self.usage.write()
         await self.vault.close()
 
     # ------------------------------------------------------------ check and prepare
@@ -136,9 +176,10 @@ class Engine:
         turn: Turn | None = None,
         tools: Iterable[str] = (),
         listen: bool = True,
+        anew: bool = False,
     ) -> Consent | None:
         """
-        Return the consent to wait for; `None` if none is needed.
+        Return the consent to wait for; `None` if none is needed and *anew* is unset.
 
         However often it is called there is one future, and so one link, per
         session key; more scopes widen it.
@@ -150,7 +191,7 @@ class Engine:
         async with self._turnstiles.setdefault(owner, asyncio.Lock()):
             for _ in range(CAS_TRIES):
                 standing = await self.standing(owner, requirement, request)
-                if standing.state in _NOTHING_TO_ASK:
+                if standing.state in _NOTHING_TO_ASK and not anew:
                     return None
                 if listen:
                     await self._listen()
@@ -188,6 +229,7 @@ class Engine:
         while True:
             standing = await self.standing(owner, requirement, request)
             if standing.state is AuthState.SKIP_AUTH and standing.session:
+                self.usage.mark(standing.key)
                 self._renew_in_passing(standing)
                 return standing.session
             if standing.state is AuthState.DO_REFRESH:
@@ -233,6 +275,7 @@ class Engine:
         self._changed(standing.key.owner)
         if renewed is None or renewed.entry.needs_consent:
             return None
+        self.usage.mark(key)
         return renewed
 
     def _renew_in_passing(self, standing: Standing) -> None:
@@ -311,6 +354,7 @@ class Engine:
             if renewed is not None:
                 return renewed
         if standing.state is AuthState.SKIP_AUTH and standing.session:
+            self.usage.mark(standing.key)
             self._renew_in_passing(standing)
             return standing.session
         future = standing.future.entry if standing.future else None
@@ -336,6 +380,30 @@ class Engine:
             return False
         return set(requirement.scopes) <= set(future.needed)
 
+    async def confirm(
+        self, owner: Owner | None, key: str, code: str, task: str | None = None
+    ) -> bool:
+        """
+        Take the code that came from a chat; whether it was right and all is done.
+
+        Args:
+            owner: Whose chat; `None`: the caller has seen to that.
+            key: The question's.
+            code: As a person writes it.
+            task: The task of a graph that brings it, which goes on by itself.
+
+        Raises:
+            StorageError: It could not be linked.
+        """
+        if task is None:
+            return await self.attempts.confirm(key, code, owner)
+        self._answering[task] += 1
+        try:
+            return await self.attempts.confirm(key, code, owner)
+        finally:
+            self._answering[task] -= 1
+            self._answering = +self._answering
+
     async def refuse(self, consent: Consent, turn: Turn) -> None:
         """Write down that the person said no in the chat."""
         place, thread = consent.place, turn.thread_id or ""
@@ -344,11 +412,62 @@ class Engine:
             scopes = consent.scopes
             self._tell(Event.at(place, "declined", scopes=scopes, thread_ids=threads))
 
+    async def not_taken(
+        self,
+        key: SessionKey,
+        needed: tuple[str, ...],
+        token: str,
+        lacking: tuple[str, ...] | None,
+    ) -> Stored[Session] | None:
+        """
+        Learn that an API does not take a credential; return what to try instead.
+
+        Args:
+            key: The session's.
+            needed: The scopes that the tool asked for.
+            token: What the API refused.
+            lacking: Scopes that the API misses; `None`: it refuses the credential.
+        """
+        place = entry_key(Session, key)
+        for _ in range(CAS_TRIES):
+            stored = await self.vault.get(Session, place)
+            if stored is None:
+                return None
+            context, session = stored.entry.auth_context(), stored.entry
+            if context.access_token != token and lacking is None:
+                return stored  # renewed meanwhile
+            handler = self.registry.named(key.connection.partition("?")[0])
+            if lacking is None and not session.needs_consent:
+                if handler.unattended:
+                    await self.vault.delete(stored)
+                    return await self._refresher.obtain(key, handler, session.scopes)
+                if handler.can_refresh(context):
+                    renewed = await self._refresher.renew(key, handler, refused=token)
+                    self._changed(key.owner)
+                    usable_now = renewed and not renewed.entry.needs_consent
+                    new = renewed.entry.auth_context() if renewed else context
+                    return renewed if usable_now and new != context else None
+            update: dict[str, Any] = {"refused": True}
+            if lacking is not None:
+                missed = {" ".join(sorted(needed)): list(lacking)}
+                update = {"lacks": session.lacks | missed}
+            if await self.vault.replace(stored, session.model_copy(update=update)):
+                self._changed(key.owner)
+                why = "the API does not take the credential any more"
+                if lacking is not None:
+                    why = f"the API also wants {' '.join(lacking)}"
+                about = {"scopes": tuple(session.scopes), "account": session.account}
+                self._tell(Event.at(key, "needs_reconnect", **about, reason=why))
+                return None
+        raise StorageError("a session could not be changed: too many writers")
+
     # ----------------------------------------------------------- how futures end
 
-    def _ended(self, key: SessionKey, future: Future) -> None:
+    def _ended(self, key: SessionKey, future: Future, account: str | None) -> None:
         if timer := self._expiries.pop(future.id, None):
             timer.cancel()
+        if future.status == "done":  # from now on it can be idle
+            self.usage.mark(key)
         granted = tuple(s for s in future.scopes if s not in future.withheld)
         self._tell(
             Event.at(
@@ -356,9 +475,10 @@ class Engine:
                 "connected" if future.status == "done" else "declined",
                 scopes=granted if future.status == "done" else tuple(future.scopes),
                 thread_ids=tuple(dict.fromkeys(future.pauses.values())),
+                account=account,
             )
         )
-        self._on_end(tuple(future.pauses))
+        self._on_end(task for task in future.pauses if not self._answering[task])
 
     def _watch_expiry(self, consent: Consent) -> None:
         if consent.key in self._expiries or len(self._expiries) >= MAX_EXPIRIES:
@@ -388,58 +508,58 @@ class Engine:
     async def delete(
         self, owner: Owner, provider: str, profile: str, handler: str | None
     ) -> bool:
-        """Delete sessions, here at once, at the provider as far as it can be."""
-        requirement = Requirement(provider, handler=handler, profile=profile)
-        candidates = self.registry.candidates(requirement)
+        """
+        Delete sessions, here at once, at the provider as far as it can be.
+
+        Raises:
+            ConfigurationError: There is none, and no such provider or handler.
+        """
+
+        def chosen(key: SessionKey) -> bool:
+            of = (key.provider, key.profile, handler or handler_of(key))
+            return of == (provider, profile, handler_of(key))
+
         # The app's own session is everybody's: only who names the app deletes it.
-        shelf = await self.vault.shelf(owner)
-        found = False
-        for candidate in candidates:
-            key = SessionKey(
-                owner, provider_id(candidate), profile, candidate.connection()
-            )
-            with suppress(CredentialUnreadable):
-                if future := shelf.get(Future, key):
-                    await self.attempts.withdraw(future.entry)
-            await self.vault.discard(entry_key(Future, key))
-            if not shelf.holds(Session, key):
-                continue
-            await self.vault.discard(entry_key(Session, key))
-            self._changed(owner)
-            self._tell(Event.at(key, "revoked"))
-            found = True
-            try:
-                session = shelf.get(Session, key)
-                context = session.entry.auth_context() if session else None
-            except CredentialUnreadable:
-                # Deleting it is the remedy for that.
-                logger.warning("%s: unreadable, so not revoked", candidate.name)
-                continue
-            if session and context:
-                await self._outbox.give_back(
-                    key, candidate, session.entry.scopes, context
-                )
-        return found
+        ended, links = await self.connections.end(owner, chosen)
+        if not ended and not links:
+            requirement = Requirement(provider, handler=handler, profile=profile)
+            self.registry.candidates(requirement)
+        return ended > 0
 
-    async def sessions(
-        self, owner: Owner
-    ) -> list[tuple[SessionKey, Stored[Session], AuthState]]:
-        """Return all sessions of an owner, and how each stands by itself."""
-        shelf = await self.vault.shelf(owner)
-        found = [(key, shelf.get(Session, key)) for key in shelf.keys(Session)]
-        return [
-            (key, stored, self._state(key, stored.entry))
-            for key, stored in found
-            if stored is not None
-        ]
+    async def disconnect(self, owner: Owner, name: str, profile: str | None) -> bool:
+        """End the connections of an owner by a provider's id or by their own."""
+        ended, _ = await self.connections.end(
+            owner,
+            lambda key: (
+                name in {key.provider, connection_id(key)}
+                and profile in {None, key.profile}
+            ),
+        )
+        return ended > 0
 
-    def _state(self, key: SessionKey, session: Session) -> AuthState:
-        try:
-            handler = self.registry.named(key.connection.partition("?")[0])
-            request = handler.make_request(list(session.scopes))
-        except ConfigurationError:
-            return AuthState.DO_AUTH  # the app is not registered there any more
-        return usable(session, handler, request, self.vault.now()) or AuthState.DO_AUTH
+    async def reconnect(self, owner: Owner, connection: str) -> Consent | None:
+        """
+        Ask the person anew for what a connection grants; `None`: not theirs, or gone.
+
+        Raises:
+            ConfigurationError: A setting is wrong; no link was made.
+            CredentialUnreadable: The connection does not open.
+        """
+        key = await self.connections.find(owner, connection)
+        stored = await self.vault.get(Session, entry_key(Session, key)) if key else None
+        if key is None or stored is None:
+            return None
+        scopes = tuple(stored.entry.scopes)
+        need = Requirement(key.provider, scopes, handler_of(key), key.profile)
+        return await self.prepare(owner, need, anew=True)
+
+    async def last_used(self, keys: Iterable[SessionKey]) -> Mapping[SessionKey, date]:
+        """Return the last days on which sessions were used, as far as known."""
+        return await self.usage.last(keys)
+
+    async def _end_idle(self) -> int:
+        why = "it was not used for too long"
+        return await self.usage.end_idle(lambda key: self._outbox.end(key, why))
 
 
 def withheld(label: str, missing: Iterable[str]) -> ScopeWithheld:

@@ -101,8 +101,10 @@ class CallbackRefused(PocketAuthError):  # noqa: N818
     An answer does not belong to the attempt it names.
 
     Attributes:
-        reason: A word for the page that is shown: `unknown`, `expired`,
-            `replayed`, `mismatch`, `malformed`.
+        reason: A word for the page that is shown: `unknown`, `expired`, `replayed`,
+            `mismatch`, `malformed`; where persons are told apart also `sign_in`
+            (nobody is signed in), `wrong_person` (somebody else is),
+            `wrong_account` (the app does not take it), `too_many` (clicks at once).
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What happens to connections and paused runs, told to apps that want to know."""
+"""What happens to connections and paused runs: an audit log, and told to apps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
+from ._cards import plain
 from ._models import Owner, SessionKey
 
 logger = logging.getLogger(__name__)
+audit = logging.getLogger(f"{__package__}.audit")
 
 EventType: TypeAlias = Literal[
     "connected",
@@ -52,24 +55,26 @@ class Event:
             it had been already, or newer input came; `not_resumed`, it could not
             be, see `reason`.
         owner: Whose connection.
-        provider: The provider's id.
+        provider: The provider's id; empty where all are meant (`forgotten`).
         profile: Which account of the owner.
         handler: The handler's name.
         scopes: What was asked for, granted, or is missing.
         thread_ids: The conversations that wait for it, or the one it happened in.
         account: Whose account it is at the provider, where it told.
         reason: One sentence, where there is something to explain; no secret.
+        time: When, in UTC.
     """
 
     type: EventType
     owner: Owner
-    provider: str
+    provider: str = ""
     profile: str = "default"
     handler: str | None = None
     scopes: tuple[str, ...] = ()
     thread_ids: tuple[str, ...] = ()
     account: str | None = None
     reason: str | None = None
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
     def at(cls, key: SessionKey, event: EventType, **more: Any) -> Event:
@@ -83,13 +88,28 @@ class Event:
             **more,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Return the event as JSON, for logs: it holds no secret, link or state.
+
+        What could steer a terminal or begin a new line is replaced in every text:
+        providers and persons named some of them.
+        """
+        said = {**asdict(self), "time": self.time.isoformat(timespec="milliseconds")}
+        return {name: _plain(value) for name, value in said.items()}
+
 
 Subscriber: TypeAlias = Callable[[Event], Awaitable[None] | None]
 Tell: TypeAlias = Callable[[Event], None]
 
 
 class Events:
-    """Calls subscribers, in order, and never in the way of what happened."""
+    """
+    Writes the audit log and calls subscribers, never in the way of what happened.
+
+    Each event is one record of the logger `langchain_pocket_auth.audit` at INFO,
+    whatever subscribers do: fixed words, with `Event.to_dict()` as `pocket_auth`.
+    """
 
     def __init__(self) -> None:
         self._subscribers: list[tuple[Subscriber, asyncio.AbstractEventLoop | None]]
@@ -120,7 +140,9 @@ class Events:
         return unsubscribe
 
     def tell(self, event: Event) -> None:
-        """Tell all subscribers; returns at once."""
+        """Write it into the audit log, and tell all subscribers; returns at once."""
+        said = {"pocket_auth": event.to_dict()}
+        audit.info("pocket-auth: %s", event.type, extra=said)
         for callback, loop in list(self._subscribers):
             with suppress(RuntimeError):  # the loop is being closed
                 if loop is not None and not loop.is_closed():
@@ -139,6 +161,14 @@ class Events:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown(wait=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 def _run(callback: Subscriber, event: Event) -> None:

@@ -15,6 +15,7 @@ from ._steps import (
     Steps,
     adrive,
     ask,
+    confirm,
     drive,
     error_message,
     may_ask,
@@ -96,6 +97,7 @@ class Gate:
         missing = [o for o in outcomes if not self._desk.peek(owner, o.requirement)]
         if missing:
             turn = _turn(messages, config, task)
+            wrong = yield from confirm(self._desk, owner, answers, task.id)
             contexts = yield self._desk.settle(owner, missing, turn, ask=False)
             unmet, interactive = (
                 unmet_of(missing, contexts),
@@ -106,7 +108,13 @@ class Gate:
             if unmet and interactive and not has_checkpointer(config):
                 raise no_checkpointer()
             asked = yield from ask(
-                self._desk, owner, unmet, turn, answers, interactive=interactive
+                self._desk,
+                owner,
+                unmet,
+                turn,
+                answers,
+                interactive=interactive,
+                wrong_codes=wrong,
             )
             if asked:
                 yield from pause(self._desk, asked, task.id, resumption(config))

@@ -24,6 +24,7 @@ from ._steps import (
     Steps,
     adrive,
     ask,
+    confirm,
     drive,
     error_message,
     may_ask,
@@ -171,6 +172,10 @@ class _Visit:
             if context is None
         ]
         turn = self._turn()
+        # A refusal holds for all calls of the turn, each of which is a task.
+        answers = [*answers_beside(self.config), *self.answers]
+        task = self.call.task if self.call else None
+        wrong = yield from confirm(self.desk, self.owner, answers, task)
         contexts = yield self.desk.settle(self.owner, outcomes, turn, ask=False)
         for outcome, context in zip(outcomes, contexts, strict=True):
             known[outcome.requirement] = context
@@ -178,10 +183,14 @@ class _Visit:
         interactive = may_ask(self.desk, self.config)
         if unmet and interactive:
             self._may_pause(unmet)
-        # A refusal holds for all calls of the turn, each of which is a task.
-        answers = [*answers_beside(self.config), *self.answers]
         asked = yield from ask(
-            self.desk, self.owner, unmet, turn, answers, interactive=interactive
+            self.desk,
+            self.owner,
+            unmet,
+            turn,
+            answers,
+            interactive=interactive,
+            wrong_codes=wrong,
         )
         for outcome in outcomes:
             if outcome.refusal is not None and outcome.requirement.required:

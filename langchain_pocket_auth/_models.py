@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -200,6 +200,7 @@ class AuthContext(Confidential, ABC):
     )
     _placed: Placed | None = PrivateAttr(default=None)
     _provider: str | None = PrivateAttr(default=None)
+    _clients: Callable[..., Any] | None = PrivateAttr(default=None)
     _masked_texts: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("expires_at")
@@ -252,6 +253,44 @@ class AuthContext(Confidential, ABC):
                 machine, or the API wants signed requests.
         """
         return self._placement().apply(request)
+
+    def async_client(
+        self, *, hosts: Iterable[str] = (), **settings: Any
+    ) -> httpx.AsyncClient:
+        """
+        Return an HTTP client of the provider's API; close it, or use `async with`.
+
+        The credential goes to the host of `api_base_url` and to *hosts*, to no other,
+        and follows no redirect. An API that answers 401 is asked once more with a
+        renewed credential; one that cannot be renewed is asked for again before the
+        next call of a tool. An API that names scopes it misses (RFC 6750 section 3.1)
+        lets the next call ask the person for them.
+
+        Args:
+            hosts: Further hosts of the API: `uploads.example.com`.
+            settings: For `httpx.AsyncClient`: `timeout`, `headers`, …
+
+        Raises:
+            ConfigurationError: Where the API is is not known: name *hosts*; or this
+                context was not given to a tool by PocketAuth.
+        """
+        made: httpx.AsyncClient = self._made(hosts, synchronous=False, **settings)
+        return made
+
+    def sync_client(
+        self, *, hosts: Iterable[str] = (), **settings: Any
+    ) -> httpx.Client:
+        """Return the same for synchronous tools; see `async_client`."""
+        made: httpx.Client = self._made(hosts, synchronous=True, **settings)
+        return made
+
+    def _made(self, hosts: Iterable[str], **settings: Any) -> Any:
+        if self._clients is None:
+            raise ConfigurationError(
+                "this context was not given to a tool by PocketAuth, which would renew "
+                "it: use headers() or apply(request)"
+            )
+        return self._clients(self, hosts, **settings)
 
     @property
     def api_base_url(self) -> str | None:
@@ -365,6 +404,8 @@ class Consent:
     upgrade: bool
     """Whether there is a session already, which grants less."""
     account: str | None = None
+    confirm: Literal["code"] | None = None
+    """Whether the chat has to give a code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,3 +460,5 @@ class Outcome:
     refusal: PocketAuthError | None = None
     tools: list[str] = field(default_factory=list)
     tool_call_ids: list[str] = field(default_factory=list)
+    wrong_code: bool = False
+    """Whether the chat gave a code that did not connect it."""

@@ -106,7 +106,9 @@ class OwnerSource:
                 "PocketAuth(owner=) is a function of the run, and this is none: say "
                 "whose connection is meant, with owner="
             )
-        return DEFAULT_OWNER if self._setting is None else owner_of(self._setting)
+        if self._setting is None and self._loopback:
+            return DEFAULT_OWNER
+        return owner_of(self._setting)
 
     @contextmanager
     def handed_down(self, owner: Owner | RunInfo) -> Iterator[None]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from ._errors import StorageError
-from ._models import Consent, Resumption
+from ._models import Consent, Owner, Resumption
 from ._vault import (
     CAS_TRIES,
     Claim,
@@ -25,6 +25,11 @@ from ._vault import (
 # 60 s: longer than a run takes from its start to our check, short enough when who
 # claimed has died.
 CLAIM_TTL = timedelta(seconds=60)
+# A count must outlive whatever can still be resumed: without it the answer to a pause
+# would be read by the tool's own `interrupt`. A year after the task paused last: its
+# question went out with its link, most of that year ago, and whoever resumes such a
+# run answers something that nobody asks any more.
+COUNTED_KEPT = timedelta(days=366)
 GATE = "gate"
 """What the gate claims when it lets a turn go on."""
 MAX_REMEMBERED = 1000  # pauses whose run-time contexts are kept at a time
@@ -124,7 +129,7 @@ class Pauses:
             alive[name] = Claim(holder=holder, answers=answers, until=until)
             update: dict[str, Any] = {"claims": alive}
             if name == GATE:
-                update["waits_for"] = []  # the turn goes on: nothing is left to resume
+                update |= _nothing_to_resume()  # the turn goes on
             if await self._save(task, stored, entry, update):
                 return True
         raise StorageError("a pause could not be claimed: too many writers")
@@ -140,6 +145,24 @@ class Pauses:
             if await self._save(task, stored, stored.entry, {"claims": left}):
                 return
 
+    async def forget(self, owner: Owner) -> int:
+        """Erase what pauses know of an owner; none goes on by itself any more."""
+        erased = 0
+        async for stored in self._vault.entries(Pause, "pause"):
+            if _waits_for(stored.entry, owner):
+                erased += await self._forget(stored.key[1], owner)
+        return erased
+
+    async def _forget(self, task: str, owner: Owner) -> bool:
+        self._remembered.pop(task, None)
+        for _ in range(CAS_TRIES):
+            stored = await self._get(task)
+            if stored is None or not _waits_for(stored.entry, owner):
+                return False
+            if await self._save(task, stored, stored.entry, _nothing_to_resume()):
+                return True
+        raise StorageError("a pause could not be erased: too many writers")
+
     async def _get(self, task: str) -> Stored[Pause] | None:
         return await self._vault.get(Pause, pause_key(task))
 
@@ -151,8 +174,7 @@ class Pauses:
         update: dict[str, Any],
     ) -> bool:
         entry = entry.model_copy(update=update)
-        # A count must outlive everything: without it an answer would be misread.
-        ttl = None if entry.counts else self._keep
+        ttl = max(COUNTED_KEPT, self._keep) if entry.counts else self._keep
         if stored is None:
             saved = await self._vault.create(pause_key(task), entry, ttl)
         else:
@@ -179,3 +201,13 @@ class Pauses:
             if await self._save(task, stored, entry, changed):
                 return
         raise StorageError("a pause could not be written down: too many writers")
+
+
+def _waits_for(pause: Pause, owner: Owner) -> bool:
+    return any(w.target.session_key().owner == owner for w in pause.waits_for)
+
+
+def _nothing_to_resume() -> dict[str, Any]:
+    """Return a pause's fields as they are when it says nothing of a person."""
+    fields = {"waits_for", "thread_id", "checkpoint_id", "nodes", "configurable"}
+    return Pause().model_dump(include=fields)

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from langchain_core.tools import BaseTool
 
 from ._catalog import Catalog
-from ._errors import ConfigurationError
+from ._errors import CallbackServerError, ConfigurationError
 from ._futures import register_backing
 from ._gate import Gate
 from ._guard import ToolGuard
 from ._loop import LOOP
 from ._owner import OwnerLike, OwnerResolver, OwnerSource
 from ._registry import Registry
+from ._rewrap import Rewrapped, rewrap
 from ._rows import Provider
-from ._seal import KeyRing
+from ._seal import KeyRing, KeySource
 from ._service import Service, Storage
 from ._sessions import Sessions
 from ._site import AccountMatcher, VerifyUser
@@ -76,14 +77,18 @@ class PocketAuth(Sessions):
             the provider told; `False` gives the grant back.
         interactive: `False`: never ask; what needs consent fails at once. One run
             says otherwise with `configurable["pocket_auth_interactive"]`.
-        keys: `"id:key,..."`, the first seals; default `POCKET_AUTH_KEYS`, else a
-            key file in the user's config directory.
+        keys: `"id:key,..."`, the first seals; the `Path` of a key file; or a function,
+            sync or async, that fetches them (from a KMS, say) when the store is opened
+            and returns that text or 32 bytes by id. Default: `POCKET_AUTH_KEYS` or
+            `POCKET_AUTH_KEYS_FILE`, else a key file in the user's config directory.
         settings_file: A TOML file with the same settings as the environment.
         future_ttl: How long a connect link lives.
         decline_cooldown: How long a refusal holds in its conversation: the model is
             told so, and the person is not asked for the same again.
         session_cache_ttl: How long a valid session is answered from memory; by
             default 5 s, with *public_url* not at all.
+        session_idle_ttl: After how long without use a connection ends, as if it were
+            disconnected: a day or more, to the day; `None`: never.
         app_name: What the connect page calls the app.
 
     Raises:
@@ -105,19 +110,23 @@ class PocketAuth(Sessions):
         confirm: Literal["code"] | None = None,
         account_matcher: AccountMatcher | None = None,
         interactive: bool = True,
-        keys: str | None = None,
+        keys: str | KeySource | None = None,
         settings_file: str | Path | None = None,
         future_ttl: timedelta = timedelta(days=7),
         decline_cooldown: timedelta = timedelta(minutes=1),
         session_cache_ttl: timedelta | None = None,
+        session_idle_ttl: timedelta | None = None,
         app_name: str | None = None,
     ) -> None:
         from ._settings import (
+            check_public,
             client_of,
             read_settings,
             site_of,
         )
 
+        if session_idle_ttl is not None and session_idle_ttl < timedelta(days=1):
+            raise ConfigurationError("session_idle_ttl is one day at least, or None")
         settings = read_settings(settings_file)
         if base_url is None and public_url is None:
             base_url, public_url = settings.base_url, settings.public_url
@@ -129,7 +138,9 @@ class PocketAuth(Sessions):
             account_matcher=account_matcher,
         )
         self.base_url = site.url
-        written = keys or (settings.keys.get_secret_value() if settings.keys else None)
+        storage, keys = storage or settings.storage, keys or settings.key_source()
+        if site.public:
+            check_public(storage, has_keys=bool(keys))
         registered = {str(k): client_of(str(k), v) for k, v in (clients or {}).items()}
         registry = Registry(
             Catalog(providers),
@@ -139,9 +150,9 @@ class PocketAuth(Sessions):
             app_name=app_name,
         )
         self._service = Service(
-            storage or settings.storage,
+            storage,
             # Parsed now, so that a malformed key is told before any link.
-            KeyRing.parse(written) if written else None,
+            KeyRing.parse(keys) if isinstance(keys, str) else keys,
             registry,
             owners=OwnerSource(owner, loopback=not site.asks_who),
             site=site,
@@ -149,6 +160,7 @@ class PocketAuth(Sessions):
             interactive=interactive,
             future_ttl=future_ttl,
             decline_cooldown=decline_cooldown,
+            session_idle_ttl=session_idle_ttl,
             # Public: of several replicas, so that what one deletes is gone everywhere.
             cache_ttl=timedelta(seconds=0 if site.public else 5)
             if session_cache_ttl is None
@@ -412,9 +424,48 @@ class PocketAuth(Sessions):
         Start the background server now, instead of when the first link is made.
 
         Raises:
-            CallbackServerError: Its port is taken.
+            CallbackServerError: Its port is taken, or your app has to serve.
         """
+        if self._service.site.public:
+            raise CallbackServerError(
+                f"{self.base_url} is for everybody, and the background server for "
+                "this machine alone: mount pocket.router in your own app"
+            )
         await LOOP.run(self._listen())
+
+    async def housekeeping(self) -> dict[str, int]:
+        """
+        Do now what is done once a minute in the background anyhow.
+
+        For cron jobs, where nothing else keeps running. Each call does a bounded
+        part: call it until all counts are 0.
+
+        Returns:
+            How many of each: `given_back`, grants that their providers took; `held`,
+            grants that waited to be linked for too long; `idle`, connections ended
+            because nobody used them; `expired`, records erased; `used`, connections
+            whose last use was written down.
+
+        Raises:
+            StorageUnavailable: The store does not answer.
+        """
+        return await self._service.ask(lambda e: e.housekeeping.turn())
+
+    async def rewrap(self) -> Rewrapped:
+        """
+        Seal everything that is stored with the first of the keys.
+
+        The last step of a rotation, when every replica has the new key in front.
+        Nothing stands still meanwhile; a run that was ended goes on with the next one.
+
+        Returns:
+            How many records are under which key. One that `after` does not name can
+            be dropped.
+
+        Raises:
+            StorageUnavailable: The store does not answer; call again.
+        """
+        return await self._service.ask(lambda e: rewrap(e.vault))
 
     async def aclose(self) -> None:
         """Stop the server and close what was opened here."""
@@ -431,8 +482,9 @@ class PocketAuth(Sessions):
         await self._service.close()
 
     async def _listen(self) -> None:
-        if self._router is not None:
-            return  # the app serves it
+        # The app serves it, here or elsewhere: workers give links out, too.
+        if self._router is not None or self._service.site.public:
+            return
         from .server import BackgroundServer, make_router
 
         if self._server is None or self._server.generation != LOOP.generation:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from ._models import AuthenticateRequest, Consent, Requirement, Turn
 from ._registry import Registry
+from ._site import Site
 from ._standing import Standing, is_open
 from ._vault import (
     ATTEMPT_KEPT,
@@ -16,6 +17,7 @@ from ._vault import (
     Stored,
     Typed,
     Vault,
+    digest,
     entry_key,
     ticket_key,
 )
@@ -28,10 +30,10 @@ class Questions:
     """One question per session key, however often it is asked."""
 
     def __init__(
-        self, vault: Vault, registry: Registry, base_url: str, future_ttl: timedelta
+        self, vault: Vault, registry: Registry, site: Site, future_ttl: timedelta
     ) -> None:
         self._vault, self._registry = vault, registry
-        self._base_url, self._future_ttl = base_url, future_ttl
+        self._site, self._future_ttl = site, future_ttl
 
     async def ask(
         self,
@@ -57,9 +59,11 @@ class Questions:
         tools: Iterable[str],
     ) -> Stored[Future] | None:
         key, scopes = standing.key, self._scopes_to_ask(standing, requirement)
+        ticket = secrets.token_urlsafe(32)
         future = Future(
-            id=secrets.token_urlsafe(16),
-            ticket=secrets.token_urlsafe(32),
+            # Under which its place is found, by who knows the id and not the ticket.
+            id=digest(ticket),
+            ticket=ticket,
             handler=standing.handler.name,
             owner_id=key.owner.id,
             scopes=scopes,
@@ -118,7 +122,7 @@ class Questions:
     def _scopes_to_ask(standing: Standing, requirement: Requirement) -> list[str]:
         granted = standing.session.entry.scopes if standing.session else []
         wanted = requirement.scopes or sorted(standing.handler.recommended_scopes())
-        return list(dict.fromkeys([*granted, *wanted]))
+        return list(dict.fromkeys([*granted, *wanted, *standing.missing]))
 
     @staticmethod
     def _sealed_request(request: AuthenticateRequest, scopes: list[str]) -> Typed:
@@ -126,7 +130,7 @@ class Questions:
 
     def link(self, future: Future) -> str:
         """Return the connect link of a future."""
-        return f"{self._base_url}/connect/{future.ticket}"
+        return f"{self._site.url}/connect/{future.ticket}"
 
     def _consent(self, stored: Stored[Future], standing: Standing) -> Consent:
         future = stored.entry
@@ -144,6 +148,7 @@ class Questions:
             place=standing.key,
             upgrade=standing.session is not None,
             account=standing.session.entry.account if standing.session else None,
+            confirm=self._site.confirm,
         )
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
 
 from ._errors import (
     ConfigurationError,
@@ -16,23 +14,22 @@ from ._errors import (
     PocketAuthError,
     ProviderUnavailable,
     StorageError,
-    StorageUnavailable,
 )
 from ._events import Event, Tell
 from ._http import is_transport_error
 from ._models import AuthContext, AuthenticateRequest, AuthState, SessionKey
 from ._outbox import Outbox
 from ._registry import provider_id
+from ._saving import LEASE, Lease, Renewed, Saving, finished
 from ._vault import CAS_TRIES, Session, Stored, Typed, Vault, entry_key
 from .handlers import AuthHandlerInterface
 
 logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = timedelta(seconds=20)
-LEASE = timedelta(seconds=30)  # longer than a request with its one repetition
 COOLDOWN = timedelta(seconds=30)  # after a transient failure, per session
 MAX_COOLDOWN = timedelta(seconds=60)
-CLOSE_LIMIT_S = 5.0  # most token requests take less than one
+FORCE_EVERY = timedelta(minutes=1)  # for a token that an API does not take
 MAX_COOLDOWNS = 10_000  # remembered at a time; those that are over go first
 MAX_FAILURES = 3  # refusals nobody can interpret, before consent is asked for
 
@@ -63,8 +60,8 @@ def usable(
     now: datetime,
 ) -> AuthState | None:
     """Return SKIP_AUTH or DO_REFRESH, or `None` if consent is needed again."""
-    if session.client_id != getattr(request, "client_id", None):
-        return None  # the app's registration has changed
+    if session.refused or session.client_id != getattr(request, "client_id", None):
+        return None  # by the API; or the app's registration has changed
     context = session.auth_context()
     due = mandatory_at(session, context)
     if due is None or now < due:
@@ -86,24 +83,37 @@ class Refresher:
 
     Nothing is held open during the token request. Callers of one process share
     one task; between processes the lease decides.
+
+    What remains: a process that stands still for longer than the rest of its lease,
+    between the last look at the record and the moment in which its request leaves (a
+    connection and, for discovered servers, their metadata lie between; together 20 s
+    at most), may send a refresh token which another has used meanwhile.
     """
 
     def __init__(self, vault: Vault, outbox: Outbox, tell: Tell) -> None:
         self._vault, self._outbox, self._tell = vault, outbox, tell
         self._running: dict[
-            tuple[SessionKey, bool], asyncio.Task[Stored[Session] | None]
+            tuple[SessionKey, bool, str | None], asyncio.Task[Stored[Session] | None]
         ] = {}
+        self._forced: dict[SessionKey, datetime] = {}
         self._obtaining: dict[
             tuple[SessionKey, tuple[str, ...]], asyncio.Task[Stored[Session]]
         ] = {}
         self._cooldown: dict[SessionKey, datetime] = {}
+        self._saving = Saving(vault, outbox, tell)
 
     async def close(self) -> None:
         """Let what runs end: the old refresh token may be spent already."""
         await finished([*self._running.values(), *self._obtaining.values()])
+        await self._saving.close()
 
     async def renew(
-        self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool = False
+        self,
+        key: SessionKey,
+        handler: AuthHandlerInterface,
+        *,
+        early: bool = False,
+        refused: str | None = None,
     ) -> Stored[Session] | None:
         """
         Return the session, renewed if its time has come; `None` if it is gone.
@@ -114,16 +124,19 @@ class Refresher:
             key: Which session.
             handler: The handler that it came from.
             early: Renew in the advisory window already.
+            refused: A token that the API does not take: renew it whatever its
+                lifetime, at most once a minute.
 
         Raises:
             ProviderUnavailable: The token is over and there is no new one now.
             ConfigurationError: The provider does not accept the app.
         """
-        task = self._running.get((key, early))
+        name = (key, early, refused)
+        task = self._running.get(name)
         if task is None:
-            task = asyncio.ensure_future(self._renew(key, handler, early=early))
-            self._running[key, early] = task
-            task.add_done_callback(lambda _: self._running.pop((key, early), None))
+            renewal = self._renew(key, handler, early=early, refused=refused)
+            task = self._running[name] = asyncio.ensure_future(renewal)
+            task.add_done_callback(lambda _: self._running.pop(name, None))
             # Nobody may be waiting when a renewal in passing fails.
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
         # A caller who is cancelled does not end the renewal for the others.
@@ -195,38 +208,61 @@ class Refresher:
         raise StorageError("a session could not be saved: too many writers")
 
     async def _renew(
-        self, key: SessionKey, handler: AuthHandlerInterface, *, early: bool
+        self,
+        key: SessionKey,
+        handler: AuthHandlerInterface,
+        *,
+        early: bool,
+        refused: str | None,
     ) -> Stored[Session] | None:
-        holder = secrets.token_hex(8)
         deadline = self._vault.now() + 2 * LEASE
         while True:
             stored = await self._vault.get(Session, entry_key(Session, key))
             if stored is None or stored.entry.needs_consent:
                 return stored
+            # Then what is stored is spent.
+            stored = self._saving.held(key, stored) or stored
             context = stored.entry.auth_context()
             due = (advisory_at if early else mandatory_at)(stored.entry, context)
             now = self._vault.now()
-            if due is None or now < due:
+            forced = refused == context.access_token and self._may_force(key, now)
+            if not forced and (due is None or now < due):
                 return stored
             if (until := self._cooldown.get(key)) and now < until:
                 return self._old(stored, context, key, None)
-            if await self._vault.lease(stored, holder, LEASE):
+            lease = Lease(self._vault.now)
+            if await self._vault.lease(stored, lease.holder, LEASE):
                 try:
-                    await self._still(stored)
-                    return await self._request(key, handler, stored, context)
+                    await self._still(stored, lease)
+                    if forced:
+                        self._force(key, now)
+                    return await self._request(key, handler, stored, context, lease)
                 except _LookAgainError:
-                    continue
+                    pass
                 finally:
-                    await asyncio.shield(self._vault.free(stored, holder))
-            elif early or now > deadline:
+                    await asyncio.shield(self._saving.free(stored, lease, key))
+            if early or now > deadline:
                 return self._old(stored, context, key, None)
             await asyncio.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter
 
-    async def _still(self, stored: Stored[Session]) -> None:
+    def _may_force(self, key: SessionKey, now: datetime) -> bool:
+        # An API that takes no token at all must not cost a request each time.
+        last = self._forced.get(key)
+        return last is None or now >= last + FORCE_EVERY
+
+    def _force(self, key: SessionKey, now: datetime) -> None:
+        if len(self._forced) >= MAX_COOLDOWNS:
+            end = now - FORCE_EVERY
+            self._forced = {k: t for k, t in self._forced.items() if t > end}
+        self._forced[key] = now
+
+    async def _still(self, stored: Stored[Session], lease: Lease) -> None:
         # Somebody may have renewed it, and freed it, since it was read: its old
         # refresh token is spent then, and sending it would end the grant.
         current = await self._vault.get(Session, stored.key)
         if current is None or current.version != stored.version:
+            raise _LookAgainError
+        if not lease.outlasts(REQUEST_TIMEOUT):
             raise _LookAgainError
 
     async def _request(
@@ -235,10 +271,11 @@ class Refresher:
         handler: AuthHandlerInterface,
         stored: Stored[Session],
         context: AuthContext,
+        lease: Lease,
     ) -> Stored[Session] | None:
         sent = self._vault.now()
         try:
-            new = await self._refreshed(handler, stored.entry, context)
+            new = await self._refreshed(handler, stored.entry, context, lease)
         except GrantRevoked as error:
             logger.info("%s: grant of %s is over", handler.name, key.connection)
             return await self._needs_consent(key, stored, str(error))
@@ -266,21 +303,19 @@ class Refresher:
             context=Typed.of(new),
             scopes=stored.entry.scopes if new.scopes is None else new.scopes,
             client_id=stored.entry.client_id,
+            connected_at=stored.entry.connected_at,
             obtained_at=sent,
         )
         self._cooldown.pop(key, None)
-        if saved := await self._save(stored, session):
-            self._tell(Event.at(key, "refreshed", scopes=tuple(session.scopes)))
-            return saved
-        current = await self._vault.get(Session, stored.key)
-        if current is None:
-            # Disconnected meanwhile: it does not come back, the new grant is returned.
-            await self._outbox.give_back(key, handler, stored.entry.scopes, new)
-        return current
+        renewed = Renewed(key, handler, stored, session, new, lease)
+        return await self._saving.save(renewed)
 
     @staticmethod
     async def _refreshed(
-        handler: AuthHandlerInterface, session: Session, context: AuthContext
+        handler: AuthHandlerInterface,
+        session: Session,
+        context: AuthContext,
+        lease: Lease,
     ) -> AuthContext:
         request = handler.make_request(list(session.scopes))
         problem = "no answer to a refresh in time"
@@ -292,7 +327,7 @@ class Refresher:
                 except ProviderUnavailable as error:
                     # The answer was lost: the server may have rotated already, and
                     # one that allows for that does so within seconds only.
-                    if not error.lost:
+                    if not error.lost or not lease.outlasts(LEASE - REQUEST_TIMEOUT):
                         raise
                 return await handler.refresh(auth_req=request, context=context)
         except TimeoutError:
@@ -305,18 +340,6 @@ class Refresher:
         raise ProviderUnavailable(
             f"{handler.name}: {problem}", provider=provider_id(handler)
         )
-
-    async def _save(
-        self, stored: Stored[Session], session: Session
-    ) -> Stored[Session] | None:
-        # The old refresh token is spent: do not lose the new one to a short outage.
-        for pause_s in (0.1, 0.3, 1.0, 3.0):
-            try:
-                return await self._vault.replace(stored, session)
-            except StorageUnavailable:
-                logger.critical("a refreshed token could not be saved yet; retrying")
-                await asyncio.sleep(pause_s)
-        return await self._vault.replace(stored, session)
 
     async def _failed(
         self,
@@ -347,8 +370,8 @@ class Refresher:
         saved = await self._vault.replace(stored, marked)
         if saved is None:
             raise _LookAgainError
-        scopes = tuple(stored.entry.scopes)
-        self._tell(Event.at(key, "needs_reconnect", scopes=scopes, reason=why))
+        about = {"scopes": tuple(marked.scopes), "account": marked.account}
+        self._tell(Event.at(key, "needs_reconnect", **about, reason=why))
         return saved
 
     def _old(
@@ -378,13 +401,3 @@ class Refresher:
             now = self._vault.now()
             self._cooldown = {k: u for k, u in self._cooldown.items() if now < u}
         self._cooldown[key] = until
-
-
-async def finished(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Wait a little for token requests that run, then cancel them."""
-    running = list(tasks)
-    if running:
-        await asyncio.wait(running, timeout=CLOSE_LIMIT_S)
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.types import Command
 
@@ -38,6 +38,8 @@ class PendingAuthorization:
         tool_call_ids: Their calls.
         expires_at: Until when the link works.
         interrupt_ids: The interrupts that ask for it.
+        confirm: `"code"`: the page shows a code at its end, which `resume(code=)` or
+            `PocketAuth.confirm` takes.
     """
 
     key: str
@@ -55,6 +57,7 @@ class PendingAuthorization:
     tool_call_ids: tuple[str, ...]
     expires_at: datetime
     interrupt_ids: tuple[str, ...] = field(default=())
+    confirm: Literal["code"] | None = None
 
     def _card(self) -> Card:
         lines = [f"{self.reason}."]
@@ -64,6 +67,8 @@ class PendingAuthorization:
             lines.append(f"Profile: {self.profile}")
         if self.account:
             lines.append(f"Account: {self.account}")
+        if self.confirm:
+            lines.append("At its end the page shows a code: give it in this chat.")
         return Card(self.message, tuple(lines), self.url)
 
     def _repr_html_(self) -> str:
@@ -92,6 +97,8 @@ def payload(outcomes: Iterable[Outcome]) -> dict[str, Any]:
             if consent.upgrade
             else "is not connected yet"
         )
+        if outcome.wrong_code:
+            reason = "is not connected: that was not the code that the page shows"
         requests.append(
             {
                 "key": consent.key,
@@ -110,6 +117,7 @@ def payload(outcomes: Iterable[Outcome]) -> dict[str, Any]:
                 "tools": tools,
                 "tool_call_ids": list(outcome.tool_call_ids),
                 "expires_at": consent.expires_at.isoformat(),
+                **({"confirm": consent.confirm} if consent.confirm else {}),
             }
         )
     messages = dict.fromkeys(str(request["message"]) for request in requests)
@@ -137,6 +145,22 @@ def declined_keys(answers: Iterable[Any]) -> set[str]:
     return declined
 
 
+def codes(answers: Iterable[Any]) -> dict[str, str]:
+    """Return the confirmation codes among the answers, by question; the last count."""
+    found: dict[str, str] = {}
+    for answer in answers:
+        responses = answer.get("responses") if isinstance(answer, Mapping) else None
+        if not isinstance(responses, Mapping):
+            continue
+        for key, response in responses.items():
+            found.pop(key, None)
+            content = response.get("content") if isinstance(response, Mapping) else None
+            code = content.get("code") if isinstance(content, Mapping) else None
+            if isinstance(code, str) and response.get("action") not in DECLINES:
+                found[key] = code
+    return found
+
+
 def pending_authorizations(source: Any) -> list[PendingAuthorization]:
     """
     Return what a paused run waits for, one entry per connection.
@@ -157,21 +181,31 @@ def pending_authorizations(source: Any) -> list[PendingAuthorization]:
     return PendingAuthorizations(merged.values())
 
 
-def resume(source: Any, *, decline: Iterable[Any] = ()) -> Command[Any]:
+def resume(
+    source: Any,
+    *,
+    decline: Iterable[Any] = (),
+    code: str | Mapping[str, str] | None = None,
+) -> Command[Any]:
     """
     Return the command that lets a paused run look again.
 
-    It grants nothing: what the person did at the provider decides.
+    It grants nothing: what the person did at the provider decides, with
+    `PocketAuth(confirm="code")` together with the code that the page showed.
 
     Args:
         source: As for `pending_authorizations`.
         decline: Entries, keys or provider ids that the person does not want; the
             model is told so and the rest goes on.
+        code: What the person read on the page and gave in the chat. Where several
+            connections are pending, a mapping from key or provider id to code.
 
     Raises:
-        ValueError: Nothing of ours is pending, or not what is declined.
+        ValueError: Nothing of ours is pending, or not what is declined or confirmed;
+            or a code alone for several.
     """
     unwanted = {getattr(entry, "key", entry) for entry in decline}
+    given = _codes_given(source, code, unwanted)
     known: set[Any] = set()
     answers: dict[str, Any] = {}
     for interrupt_id, value in _interrupts(source):
@@ -180,14 +214,40 @@ def resume(source: Any, *, decline: Iterable[Any] = ()) -> Command[Any]:
             names = {request["key"], request["provider"]}
             known |= names
             action = "decline" if names & unwanted else "accept"
-            responses[request["key"]] = {"action": action}
+            response: dict[str, Any] = {"action": action}
+            if action == "accept" and (names & given.keys()):
+                [named, *_] = names & given.keys()
+                response["content"] = {"code": given[named]}
+            responses[request["key"]] = response
         if responses and interrupt_id:
             answers[interrupt_id] = {"responses": responses}
     if not answers:
         raise ValueError("this run does not wait for an authorization")
     if unwanted - known:
         raise ValueError(f"not asked for, so not declined: {unwanted - known}")
+    if given.keys() - known:
+        raise ValueError(f"not asked for, so not confirmed: {given.keys() - known}")
     return Command(resume=answers)
+
+
+def _codes_given(
+    source: Any, code: str | Mapping[str, str] | None, unwanted: set[Any]
+) -> dict[str, str]:
+    if code is None:
+        return {}
+    if not isinstance(code, str):
+        return dict(code)
+    wanted = [
+        pending.key
+        for pending in pending_authorizations(source)
+        if not {pending.key, pending.provider} & unwanted
+    ]
+    if len(wanted) != 1:
+        raise ValueError(
+            f"{len(wanted)} connections are pending: say which one a code is for, "
+            'e.g. code={"github": "..."}'
+        )
+    return {wanted[0]: code}
 
 
 def _requests(value: Any) -> list[dict[str, Any]]:
@@ -268,4 +328,5 @@ def _pending(
         tool_call_ids=union("tool_call_ids"),
         expires_at=datetime.fromisoformat(request["expires_at"]),
         interrupt_ids=tuple(dict.fromkeys(ids)),
+        confirm="code" if request.get("confirm") == "code" else None,
     )

@@ -322,6 +322,8 @@ class Client(BaseModel):
     """What to send in its place, where the provider knows it by another name."""
     authorization_parameters: dict[str, str] = Field(default_factory=dict)
     """Further parameters of the app's: `{"audience": "https://api.acme.test"}`."""
+    device_in_public: bool = False
+    """Whether codes for other machines are given out with `public_url`, too."""
 
     # They may be keys: masked in every dump.
     __pydantic_extra__: dict[str, Annotated[SecretStr, BeforeValidator(_masked)]] = (

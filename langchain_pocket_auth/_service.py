@@ -25,13 +25,14 @@ from ._models import (
     Owner,
     Requirement,
     Resumption,
+    SessionKey,
     Turn,
 )
 from ._owner import OwnerSource
 from ._refresh import advisory_at
 from ._registry import Registry
 from ._scrub import spellings
-from ._seal import KeyRing
+from ._seal import KeyRing, KeySource
 from ._site import Site
 from ._task import AlreadyResumed
 from ._vault import (
@@ -42,6 +43,7 @@ from ._vault import (
     Vault,
     handler_name,
     known_key,
+    session_key_of,
 )
 from .storage import StorageBackend, storage_from_url
 
@@ -73,7 +75,8 @@ class Service:
     Args:
         storage: A URL, a backend, a function that makes one, or `None`: a file in
             the user's data directory.
-        keys: What seals; `None`: a key file, or for memory a key of the process.
+        keys: What seals, or where it is fetched when the store is opened; `None`: a
+            key file of the user, or for memory a key of the process.
         registry: Which handlers there are.
         owners: Whose session a run may use.
         site: Where connect links live, and who may use them.
@@ -81,13 +84,14 @@ class Service:
         interactive: Whether to ask at all.
         future_ttl: How long a link lives.
         decline_cooldown: How long a refusal holds in its thread.
+        session_idle_ttl: After how long without use a session ends; `None`: never.
         cache_ttl: How long a valid session is answered from memory.
     """
 
     def __init__(
         self,
         storage: Storage | None,
-        keys: KeyRing | None,
+        keys: KeyRing | KeySource | None,
         registry: Registry,
         *,
         owners: OwnerSource,
@@ -96,6 +100,7 @@ class Service:
         interactive: bool,
         future_ttl: timedelta,
         decline_cooldown: timedelta,
+        session_idle_ttl: timedelta | None,
         cache_ttl: timedelta,
     ) -> None:
         self.registry, self.owners, self.site = registry, owners, site
@@ -104,7 +109,7 @@ class Service:
         self.interactive = interactive
         self._storage, self._keys = storage, keys
         self._listen, self._future_ttl = listen, future_ttl
-        self._cooldown = decline_cooldown
+        self._cooldown, self._session_idle_ttl = decline_cooldown, session_idle_ttl
         self.events = Events()
         self.ended: list[Callable[[str], None]] = []
         """Called on our loop with each pause that waited for what is final now."""
@@ -168,19 +173,24 @@ class Service:
             backend = storage if isinstance(storage, StorageBackend) else storage()
         if keys is None:
             keys = KeyRing.ephemeral() if ephemeral else await _key_file()
+        elif not isinstance(keys, KeyRing):
+            keys = await KeyRing.read(keys)
         vault = Vault(backend, keys, lambda: datetime.now(UTC))
         await vault.open()
-        return Engine(
+        engine = Engine(
             vault,
             self.registry,
             site=self.site,
             listen=self._listen,
             future_ttl=self._future_ttl,
             decline_cooldown=self._cooldown,
+            session_idle_ttl=self._session_idle_ttl,
             changed=self.forget,
             tell=self.events.tell,
             ended=self._ended,
         )
+        engine.housekeeping.start()
+        return engine
 
     async def close(self) -> None:
         """Close what was opened here; the next call opens it again."""
@@ -269,7 +279,32 @@ class Service:
             copy._placed = handler.placement(context)  # noqa: SLF001
             secrets.update(handler.secrets(context))
         copy._masked_texts = spellings(secrets)  # noqa: SLF001
+        copy._clients = self._clients_of(requirement, session_key_of(stored))  # noqa: SLF001
         return copy
+
+    def _clients_of(
+        self, requirement: Requirement, key: SessionKey
+    ) -> Callable[..., Any]:
+        """Return what makes HTTP clients of a context that is renewed from here."""
+
+        async def renewed(
+            refused: AuthContext, lacking: tuple[str, ...] | None
+        ) -> AuthContext | None:
+            token, needed = refused.access_token, requirement.scopes
+            stored = await self.ask(lambda e: e.not_taken(key, needed, token, lacking))
+            return None if stored is None else self.for_tool(requirement, stored)
+
+        def renewed_sync(
+            refused: AuthContext, lacking: tuple[str, ...] | None
+        ) -> AuthContext | None:
+            return LOOP.run_sync(renewed(refused, lacking))
+
+        def make(context: AuthContext, hosts: Iterable[str], **settings: Any) -> Any:
+            from ._client import client
+
+            return client(context, hosts, renewed, renewed_sync, **settings)
+
+        return make
 
     # ----------------------------------------------------- what gate and guard need
 
@@ -291,6 +326,12 @@ class Service:
                     context = self.keep(owner, need, stored, writes)
             contexts.append(context)
         return contexts
+
+    async def confirm(
+        self, owner: Owner, key: str, code: str, task: str | None
+    ) -> bool:
+        """Take a code from the owner's chat; whether it was right and all is done."""
+        return await (await self._engine()).confirm(owner, key, code, task)
 
     async def refuse(self, consent: Consent, turn: Turn) -> None:
         """Write down that the person said no in the chat."""

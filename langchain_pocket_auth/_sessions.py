@@ -1,121 +1,27 @@
-"""Sessions as an app uses them: asked for, waited for, listed, deleted."""
+"""Sessions as the spec uses them: asked for, waited for, listed, ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from ._accounts import Accounts
+from ._errors import OwnerUnknown
 from ._models import (
     AuthContext,
     AuthenticateRequest,
     AuthState,
     Owner,
     Requirement,
+    SessionKey,
 )
 from ._owner import OwnerLike, owner_of
 from ._registry import provider_id
-from ._resume import PendingAuthorization
-from ._service import Service
-from ._tools import InjectedAuth
-from ._vault import handler_name
+from ._vault import Session, Stored, handler_name
 from .handlers import AuthHandlerInterface
 
 
-class Sessions:
-    """The spec's methods, and connecting ahead of time."""
-
-    _service: Service
-
-    async def wait_connected(
-        self,
-        provider: str,
-        *,
-        scopes: Iterable[str] = (),
-        handler: str | None = None,
-        profile: str = "default",
-        owner: OwnerLike = None,
-        timeout: float = 300.0,  # noqa: ASYNC109 - as in `authenticate`, in seconds
-    ) -> AuthContext:
-        """
-        Wait until there is a connection, whoever asks for it; return its context.
-
-        Raises:
-            AuthorizationRequired: None came within *timeout* seconds.
-            AuthorizationRefused: The person said no meanwhile.
-            ScopeWithheld: The person agreed, but to less.
-        """
-        need = InjectedAuth(provider, scopes=scopes, handler=handler, profile=profile)
-        who, asked = self._service.owners.outside_runs(owner), need.requirement
-        writes = self._service.writes
-        session = await self._service.ask(
-            lambda e: e.wait_connected(who, asked, timeout_s=timeout)
-        )
-        return self._service.keep(who, asked, session, writes)
-
-    async def connect(
-        self,
-        provider: str | PendingAuthorization,
-        *,
-        scopes: Iterable[str] = (),
-        handler: str | None = None,
-        profile: str = "default",
-        owner: OwnerLike = None,
-        timeout: float = 300.0,  # noqa: ASYNC109 - as in `authenticate`, in seconds
-        paste: bool = False,
-        device: bool = False,
-    ) -> AuthContext:
-        """
-        Ask the person for a connection ahead of time; return its context.
-
-        In a notebook the link is shown as a card, elsewhere it is printed. Nothing is
-        shown when there is a connection already.
-
-        Args:
-            provider: The provider's id, or what a paused run waits for.
-            scopes: What is needed there.
-            handler: Name of a handler; by default the provider's first.
-            profile: Which account of the owner.
-            owner: Whose; by default the one that `PocketAuth(owner=)` names, or
-                the person of this machine.
-            timeout: How many seconds to wait; pasting waits for the person.
-            paste: For kernels and machines whose 127.0.0.1 the person's browser does
-                not reach: the provider's page is shown, the browser ends at an address
-                that does not load, and that address is asked for, unseen. Only an
-                answer to this very question is taken.
-            device: For terminals and kernels far away, where the provider can: the
-                person types a short code on any machine (RFC 8628).
-
-        Raises:
-            ConfigurationError: A setting is wrong, or the provider has no device flow.
-            AuthorizationRequired: The person did not finish in time.
-            AuthorizationRefused: The person said no.
-            ScopeWithheld: The person agreed, but to less.
-            CallbackRefused: What was pasted does not answer this question.
-            ProviderError: The exchange failed; call again.
-        """
-        from .notebook import Connecting
-
-        if isinstance(provider, PendingAuthorization):
-            pending, ticket = provider, provider.url.rpartition("/")[2]
-            _, key = await self._service.ask(lambda e: e.attempts.ticket(ticket))
-            who, scopes, handler = key.owner, pending.scopes, pending.handler
-            provider, profile = pending.provider, pending.profile
-        else:
-            who = self._service.owners.outside_runs(owner)
-        need = InjectedAuth(provider, scopes=scopes, handler=handler, profile=profile)
-        asked = need.requirement
-        connecting = Connecting(self._service, who, asked)
-        await connecting.run(paste=paste, device=device, timeout_s=timeout)
-        return await self.wait_connected(
-            provider,
-            scopes=asked.scopes,
-            handler=handler,
-            profile=profile,
-            owner=who,
-            timeout=0,
-        )
-
-    # ------------------------------------------------------------- the spec's methods
+class Sessions(Accounts):
+    """The spec's methods."""
 
     def make_request(
         self,
@@ -161,7 +67,7 @@ class Sessions:
     ) -> AuthState:
         """Return how a request stands; changes nothing."""
         asked = self._asked(auth_req, auth_handler_name, auth_provider, profile)
-        who = _owner(thread_id, owner)
+        who = self._owner(thread_id, owner)
         if self._service.peek_request(who, asked, auth_req) is not None:
             return AuthState.SKIP_AUTH
         writes = self._service.writes
@@ -189,7 +95,7 @@ class Sessions:
             ConfigurationError: A setting is wrong; raised before any link.
         """
         asked = self._asked(auth_req, auth_handler_name, auth_provider, profile)
-        who = _owner(thread_id, owner)
+        who = self._owner(thread_id, owner)
         consent = await self._service.ask(
             lambda e: e.prepare(who, asked, request=auth_req)
         )
@@ -215,7 +121,7 @@ class Sessions:
             ProviderUnavailable: The token is over and cannot be renewed now.
         """
         asked = self._asked(auth_req, auth_handler_name, auth_provider, profile)
-        who = _owner(thread_id, owner)
+        who = self._owner(thread_id, owner)
         context = self._service.peek_request(who, asked, auth_req)
         if context is not None:
             return context
@@ -236,8 +142,10 @@ class Sessions:
         owner: OwnerLike = None,
     ) -> AuthContext | None:
         """Return the stored context of a provider, fresh or not; `None`: no session."""
-        who, provider = _owner(thread_id, owner), self._plain(auth_provider)
-        for key, stored, _ in await self._service.ask(lambda e: e.sessions(who)):
+        who, provider = self._owner(thread_id, owner), self._plain(auth_provider)
+        for key, stored, _ in await self._service.ask(
+            lambda e: e.connections.sessions(who)
+        ):
             if (key.provider, key.profile) == (provider, profile):
                 return self._service.for_tool(Requirement(provider), stored)
         return None
@@ -255,7 +163,7 @@ class Sessions:
         `provider`, `handler`, `profile`, `account` (where the provider told whose it
         is), `scope` (what was granted), `state` and `expires_at` (of the token).
         """
-        who = _owner(thread_id, owner)
+        who = self._owner(thread_id, owner)
         wanted = None if auth_provider is None else self._plain(auth_provider)
         return [
             {
@@ -267,7 +175,9 @@ class Sessions:
                 "state": state,
                 "expires_at": stored.entry.auth_context().expires_at,
             }
-            for key, stored, state in await self._service.ask(lambda e: e.sessions(who))
+            for key, stored, state in await self._service.ask(
+                lambda e: e.connections.sessions(who)
+            )
             if wanted in {None, key.provider}
         ]
 
@@ -281,10 +191,15 @@ class Sessions:
         owner: OwnerLike = None,
     ) -> bool:
         """Forget a connection: here at once, and revoke it at the provider."""
-        who, provider = _owner(thread_id, owner), self._plain(auth_provider)
+        who, provider = self._owner(thread_id, owner), self._plain(auth_provider)
         return await self._service.ask(
             lambda e: e.delete(who, provider, profile, auth_handler_name)
         )
+
+    async def _sessions_of(
+        self, owner: Owner
+    ) -> list[tuple[SessionKey, Stored[Session], AuthState]]:
+        return await self._service.ask(lambda e: e.connections.sessions(owner))
 
     def _asked(
         self,
@@ -298,10 +213,13 @@ class Sessions:
         scopes = tuple(request.auth_scopes or ())
         return Requirement(self._plain(provider), scopes, handler, profile)
 
-    def _plain(self, provider: Any) -> str:
-        plain = str(getattr(provider, "value", provider))
-        return self._service.registry.canonical(plain)
-
-
-def _owner(thread_id: str, owner: OwnerLike) -> Owner:
-    return Owner("thread", thread_id) if owner is None else owner_of(owner)
+    def _owner(self, thread_id: str, owner: OwnerLike) -> Owner:
+        if owner is not None:
+            return owner_of(owner)
+        if thread_id == "default" and self._service.site.asks_who:
+            # The spec's default: one conversation that everybody would share.
+            raise OwnerUnknown(
+                "many use this PocketAuth: say whose connection is meant, with owner= "
+                "or thread_id="
+            )
+        return Owner("thread", thread_id)

@@ -53,9 +53,24 @@ class Settings(BaseSettings):
 
     clients: dict[str, Client] = {}
     keys: SecretStr | None = None
+    keys_file: Path | None = None
     storage: str | None = None
     base_url: str | None = None
     public_url: str | None = None
+
+    def key_source(self) -> str | Path | None:
+        """
+        Return the keys, or the file that they are in.
+
+        Raises:
+            ConfigurationError: Both are set.
+        """
+        if self.keys and self.keys_file:
+            raise ConfigurationError(
+                "POCKET_AUTH_KEYS and POCKET_AUTH_KEYS_FILE are both set (or keys and "
+                "keys_file in the settings file): keep one of them"
+            )
+        return self.keys.get_secret_value() if self.keys else self.keys_file
 
     @classmethod
     def settings_customise_sources(
@@ -140,6 +155,14 @@ def site_of(
         )
     if confirm not in {None, "code"}:
         raise ConfigurationError('confirm= is "code" or nothing')
+    for name, given in (
+        ("verify_user", verify_user),
+        ("account_matcher", account_matcher),
+    ):
+        if given is not None and not callable(given):
+            raise ConfigurationError(
+                f"{name}= takes the function itself, not a {type(given).__name__}"
+            )
     if public_url and verify_user is None and confirm is None:
         raise ConfigurationError(
             "public_url needs verify_user=, which says who is signed in to your app, "
@@ -153,6 +176,26 @@ def site_of(
         confirm=confirm,
         account_matcher=account_matcher,
     )
+
+
+def check_public(storage: object, *, has_keys: bool) -> None:
+    """
+    Refuse what would be made up in each process, where several have to agree.
+
+    Raises:
+        ConfigurationError: The store or its keys are not named.
+    """
+    if storage is None:
+        raise ConfigurationError(
+            "public_url needs storage= (POCKET_AUTH_STORAGE) to be named: all "
+            "processes that run agents or serve connect links use one store, such as "
+            "postgresql://... or redis://..., or one SQLite file on one machine"
+        )
+    if storage != "memory://" and not has_keys:
+        raise ConfigurationError(
+            "public_url needs keys= (POCKET_AUTH_KEYS or POCKET_AUTH_KEYS_FILE), the "
+            "same for all processes: `pocket-auth keys new` makes one"
+        )
 
 
 def _checked(public_url: str) -> str:

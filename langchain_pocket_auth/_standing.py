@@ -78,7 +78,8 @@ def _decide_one(  # noqa: PLR0917 - private, and called once
     future = shelf.get(Future, key)
     missing = tuple(needed)
     if stored is not None:
-        missing = tuple(handler.missing_scopes(stored.entry.scopes, needed))
+        lacking = stored.entry.lacking(needed)
+        missing = (*handler.missing_scopes(stored.entry.scopes, needed), *lacking)
         state = usable(stored.entry, handler, request, now)
         if not missing and state is not None:
             return Standing(state, handler, request, key, stored, future, ())
@@ -91,7 +92,7 @@ def _decide_one(  # noqa: PLR0917 - private, and called once
     if future is not None and is_open(future.entry, now):
         if future.entry.resolved:
             state = AuthState.RESOLVED
-        elif not handler.missing_scopes(future.entry.scopes, needed):
+        elif not handler.missing_scopes(future.entry.scopes, {*needed, *missing}):
             state = AuthState.PENDING_RESOLVE
     return Standing(state, handler, request, key, stored, future, missing)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Generator, Iterable, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -16,7 +16,7 @@ from ._errors import AuthorizationRequired, ConfigurationError, PocketAuthError
 from ._events import Event
 from ._models import AuthContext, Consent, Outcome, Owner, Requirement, Resumption, Turn
 from ._owner import OwnerSource
-from ._resume import declined_keys, payload
+from ._resume import codes, declined_keys, payload
 
 INTERACTIVE = "pocket_auth_interactive"
 """Key of `configurable` with which one run overrides `PocketAuth(interactive=)`."""
@@ -39,6 +39,11 @@ class Desk(Protocol):
         self, owner: Owner, outcomes: list[Outcome], turn: Turn, *, ask: bool
     ) -> list[AuthContext | None]:
         """Bring outcomes up to date; contexts for those that are met."""
+
+    async def confirm(
+        self, owner: Owner, key: str, code: str, task: str | None
+    ) -> bool:
+        """Take a code from the owner's chat; whether it was right and all is done."""
 
     async def refuse(self, consent: Consent, turn: Turn) -> None:
         """Write down that the person said no in the chat."""
@@ -120,6 +125,17 @@ def may_ask(desk: Desk, config: Mapping[str, Any]) -> bool:
     return wanted
 
 
+def confirm(
+    desk: Desk, owner: Owner, answers: list[Any], task: str | None
+) -> Steps[set[str]]:
+    """Hand over the codes among the answers; return the keys of those that failed."""
+    failed = set()
+    for key, code in codes(answers).items():
+        if not (yield desk.confirm(owner, key, code, task)):
+            failed.add(key)
+    return failed
+
+
 def ask(
     desk: Desk,
     owner: Owner,
@@ -128,6 +144,7 @@ def ask(
     answers: list[Any],
     *,
     interactive: bool,
+    wrong_codes: Collection[str] = (),
 ) -> Steps[list[Outcome]]:
     """
     Make one question per connection; return those to wait for.
@@ -146,6 +163,7 @@ def ask(
     refused = declined_keys(answers)
     for question in asked:
         consent = question.consent
+        question.wrong_code = consent is not None and consent.key in wrong_codes
         if consent is not None and consent.key in refused:
             question.refusal = declined(consent.display_name)
             yield desk.refuse(consent, turn)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from ._canaries import is_canary, prove, retire, used
 from ._errors import ConfigurationError, CredentialUnreadable
 from ._models import (
     REVEAL,
@@ -26,15 +29,27 @@ from ._models import (
     type_name,
 )
 from ._seal import KeyRing
-from .storage import Key, Record, StorageBackend
+from .storage import Key, Page, Record, StorageBackend
+
+logger = logging.getLogger(__name__)
 
 # A version starts at a random number and counts up: a row that was deleted and
 # made again never reaches an old version, so an old seal does not open in it.
 _VERSION_BITS = 52
 ATTEMPT_TTL = timedelta(minutes=30)  # the longest that any attempt is open
 ATTEMPT_KEPT = timedelta(days=1)  # so that a late answer is told "expired"
+HOLD_TTL = timedelta(minutes=10)  # how long a grant waits to be linked
+# So that it is given back afterwards, even if nobody keeps house for long.
+HOLD_KEPT = timedelta(days=30)
+# How long who links it, or gives it back, is left alone: more than a match (10 s) and
+# a save in bad weather (5 s) take.
+LINK_LIMIT = timedelta(seconds=30)
 CAS_TRIES = 8
 SWEEP_EVERY = 100  # new records between two cleanings
+
+
+class _UnfitError(CredentialUnreadable):
+    """A record opens, and is not of the form that is known here."""
 
 
 class _Entry(BaseModel):
@@ -42,6 +57,13 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(hide_input_in_errors=True)
     purpose: ClassVar[str]
+    passing: ClassVar[bool] = False
+    """Whether one that another version of the package wrote counts as run out."""
+
+    @classmethod
+    def over(cls) -> Self | None:
+        """Return what stands in for it then, so that it can be replaced."""
+        return None
 
     def __repr__(self) -> str:
         return f"<{self.purpose}>"
@@ -128,10 +150,20 @@ class Session(_Entry):
     scopes: list[str]
     """Granted, as far as answers tell."""
     client_id: str | None = None
+    connected_at: datetime | None = None
+    """When the person agreed first; `None` in records of older versions."""
     obtained_at: datetime
     needs_consent: str | None = None
     """Why it cannot be renewed any more; the record is kept until replaced."""
     failures: int = 0
+    refused: bool = False
+    """Whether the API does not take it, and it cannot be renewed."""
+    lacks: dict[str, list[str]] = Field(default_factory=dict)
+    """Scopes that the API missed, by those that were thought to be enough."""
+
+    def lacking(self, needed: Iterable[str]) -> list[str]:
+        """Return the scopes that an API missed where *needed* were granted."""
+        return self.lacks.get(" ".join(sorted(needed)), [])
 
     def auth_context(self) -> AuthContext:
         """Return the context, with all its secrets."""
@@ -153,6 +185,7 @@ class Future(_Entry):
     """A request for consent, waiting for the person."""
 
     purpose = "future"
+    passing = True
 
     id: str
     ticket: str
@@ -174,15 +207,32 @@ class Future(_Entry):
     """What the person left out."""
     resolved: str | None = None
     """Name of an attempt that was answered outside a callback."""
-    choosing: str | None = None
-    """Name of an attempt whose person has yet to choose an account."""
+    held: str | None = None
+    """Name of an attempt whose grant waits to be linked."""
+    attempts: list[str] = Field(default_factory=list)
+    """Where its latest attempts are stored, so that there are never many."""
     expires_at: datetime
+
+    @classmethod
+    def over(cls) -> Self:
+        return cls(
+            id="",
+            ticket="",
+            handler="",
+            owner_id="",
+            scopes=[],
+            needed=[],
+            state="NO_SESSION",
+            request=Typed(type="", data={}),
+            expires_at=datetime.min.replace(tzinfo=UTC),
+        )
 
 
 class Pointer(_Entry):
     """From a ticket to its future, or from an attempt, or from a pause."""
 
     purpose = "ticket"
+    passing = True
 
     owner: tuple[str, str]
     provider: str
@@ -206,10 +256,60 @@ class Pointer(_Entry):
         return SessionKey(owner, self.provider, self.profile, self.connection)
 
 
+class Grant(BaseModel):
+    """What an attempt brought, while nobody may use it, and what it waits for."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+    context: Typed
+    sent: datetime
+    """When it was asked for."""
+    choose: bool = False
+    """For the choice of an account."""
+    person: bool = False
+    """For the owner to say that it was they who agreed."""
+    code: str | None = None
+    """For this code to come from the chat."""
+    wrong: list[str] = Field(default_factory=list)
+    """Codes that came in its place."""
+    matched: bool = False
+    """Whether the app has said that the account is right."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may not be linked yet."""
+        return self.choose or self.person or self.code is not None
+
+    @property
+    def account(self) -> str | None:
+        """Whose account it is, where the provider told."""
+        account = self.context.data.get("account")
+        return account if isinstance(account, str) else None
+
+    def auth_context(self) -> AuthContext:
+        """Return the context, with all its secrets."""
+        context = self.context.restore()
+        assert isinstance(context, AuthContext)  # noqa: S101 - sealed as one
+        return context
+
+    def __repr__(self) -> str:
+        return "<stored grant>"
+
+    __str__ = __repr__
+
+
+class Hold(_Entry):
+    """Says that an attempt of the same name holds a grant, and until when."""
+
+    purpose = "held"
+
+    until: datetime
+
+
 class Attempt(_Entry):
     """One click on the connect page."""
 
     purpose = "attempt"
+    passing = True
 
     uid: str
     future_id: str
@@ -219,12 +319,14 @@ class Attempt(_Entry):
     request: Typed
     data: dict[str, Any] = Field(default_factory=dict)
     status: Literal[
-        "pending", "exchanging", "choosing", "resolved", "done", "denied", "failed"
+        "pending", "exchanging", "held", "resolved", "done", "denied", "failed"
     ] = "pending"
     answer: Any = None
     """What it was resolved with outside a callback, until it is exchanged."""
-    context: Typed | None = None
-    """The grant, while its person chooses an account."""
+    grant: Grant | None = None
+    """While it is not linked."""
+    browser: str | None = None
+    """Digest of the cookie of the browser that began it, and has to end it."""
     answer_digest: str | None = None
     expires_at: datetime
     exchange_until: datetime | None = None
@@ -250,6 +352,7 @@ class Pause(_Entry):
     """A task of a graph that waits, or has waited, for persons."""
 
     purpose = "pause"
+    passing = True
 
     counts: dict[str, int] = Field(default_factory=dict)
     """How often the task's guarded calls have paused, by ordinal."""
@@ -262,6 +365,10 @@ class Pause(_Entry):
     waits_for: list[Waited] = Field(default_factory=list)
     claims: dict[str, Claim] = Field(default_factory=dict)
 
+    @classmethod
+    def over(cls) -> Self:
+        return cls()
+
 
 class Known(_Entry):
     """What the app got to know and has to remember: a client that it registered."""
@@ -271,8 +378,40 @@ class Known(_Entry):
     data: dict[str, Any]
 
 
-class _Canary(_Entry):
-    purpose = "canary"
+class Owed(_Entry):
+    """A grant that is to be given back to its provider."""
+
+    purpose = "outbox"
+
+    target: Pointer
+    """Where it was, or would have been, the grant of a session."""
+    handler: str
+    scopes: list[str]
+    context: Typed
+    session_version: int | None = None
+    """Of the session that is deleted first, if whoever began that has died."""
+    spares: bool = False
+    """Whether it stays with the provider where the session is connected anew."""
+    tries: int = 0
+    next_try: datetime
+    since: datetime
+
+
+class Used(_Entry):
+    """The last day on which a session was used."""
+
+    purpose = "used"
+
+    day: date
+    bucket: date | None = None
+    """The day among whose pointers that session is."""
+
+
+class Idle(Pointer):
+    """From a day to a session that was used on it, and perhaps not since."""
+
+    purpose = "idle"
+    passing = False
 
 
 E_ = TypeVar("E_", bound=_Entry)
@@ -299,7 +438,7 @@ class Shelf:
         record = self._records.get(name)
         if record is None:
             return None
-        return self._vault.unseal(kind, (self._owner.namespace, name), record)
+        return self._vault.read(kind, (self._owner.namespace, name), record)
 
     def holds(self, kind: type[_Entry], key: SessionKey) -> bool:
         """Whether there is an entry of that session key."""
@@ -334,16 +473,7 @@ class Vault:
         await self._backend.open()
         try:
             await self._backend.sweep()
-            key = ("meta", "canary")
-            # Of two processes that start at once one creates it, both read it.
-            if await self._backend.get(key) is None:
-                await self.create(key, _Canary())
-            await self.get(_Canary, key)
-        except CredentialUnreadable as error:
-            await self._backend.close()
-            raise ConfigurationError(
-                f"the keys do not fit this store: {error}"
-            ) from None
+            await prove(self._backend, self._keys)
         except BaseException:
             await self._backend.close()
             raise
@@ -352,6 +482,39 @@ class Vault:
         """Close the backend."""
         await self._backend.close()
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of the keys; the first seals."""
+        return self._keys.ids
+
+    async def used_keys(self) -> set[str]:
+        """Return the ids of the keys that may not be dropped."""
+        return await used(self._backend)
+
+    async def walk(self, after: str | None, limit: int) -> Page:
+        """Return a page of all entries, as they are stored."""
+        page = await self._backend.walk(after=after, limit=limit)
+        records = {k: r for k, r in page.records.items() if not is_canary(k)}
+        return Page(records, page.after)
+
+    def sealed_anew(self, key: Key, record: Record) -> bytes:
+        """
+        Return what a stored entry looks like under the first key.
+
+        Raises:
+            CredentialUnreadable: It does not open.
+        """
+        bound_to = (*key, str(record.version))
+        return self._keys.seal(self._keys.open(record.value, *bound_to), *bound_to)
+
+    async def rewrite(self, key: Key, record: Record, value: bytes) -> bool:
+        """Store other bytes of the same entry, if it is current."""
+        return await self._backend.rewrite(key, value, expected=record.version)
+
+    async def retire(self, key_id: str) -> None:
+        """Let a key be dropped, under which nothing is left."""
+        await retire(self._backend, key_id)
+
     async def shelf(self, owner: Owner) -> Shelf:
         """Read everything of an owner, in one step."""
         return Shelf(self, owner, await self._backend.list(owner.namespace))
@@ -359,7 +522,7 @@ class Vault:
     async def get(self, kind: type[E_], key: Key) -> Stored[E_] | None:
         """Return the entry at *key*, or `None`."""
         record = await self._backend.get(key)
-        return None if record is None else self.unseal(kind, key, record)
+        return None if record is None else self.read(kind, key, record)
 
     async def create(
         self, key: Key, entry: E_, ttl: timedelta | None = None
@@ -382,9 +545,42 @@ class Vault:
         """Delete *old* if it is current."""
         return await self._backend.delete(old.key, expected=old.version)
 
-    async def discard(self, key: Key) -> None:
-        """Delete whatever is at *key*."""
-        await self._backend.delete(key)
+    async def discard(self, key: Key) -> bool:
+        """Delete whatever is at *key*; whether there was anything."""
+        return await self._backend.delete(key)
+
+    async def clear(self, owner: Owner) -> None:
+        """Delete everything in an owner's own namespace."""
+        for name in await self._backend.list(owner.namespace):
+            await self._backend.delete((owner.namespace, name))
+
+    async def entries(
+        self, kind: type[E_], namespace: str
+    ) -> AsyncIterator[Stored[E_]]:
+        """Walk through all entries of a namespace that can be read."""
+        after: str | None = None
+        while True:
+            page = await self._backend.walk(namespace, after=after)
+            for key, record in page.records.items():
+                with suppress(CredentialUnreadable):
+                    yield self.unseal(kind, key, record)
+            if (after := page.after) is None:
+                return
+
+    async def page(
+        self, kind: type[E_], namespace: str, *, after: str | None, limit: int
+    ) -> tuple[list[Stored[E_]], str | None]:
+        """Return some of those entries, and where the next ones begin."""
+        page = await self._backend.walk(namespace, after=after, limit=limit)
+        found = []
+        for key, record in page.records.items():
+            with suppress(CredentialUnreadable):
+                found.append(self.unseal(kind, key, record))
+        return found, page.after
+
+    async def sweep(self, limit: int = 1000) -> int:
+        """Erase at most *limit* records whose time is over; how many there were."""
+        return await self._backend.sweep(limit)
 
     async def lease(
         self, stored: Stored[Any], holder: str, duration: timedelta
@@ -413,6 +609,22 @@ class Vault:
         )
         return new if done else None
 
+    def read(self, kind: type[E_], key: Key, record: Record) -> Stored[E_] | None:
+        """
+        Open a record; one of another version of the package may count as run out.
+
+        Raises:
+            CredentialUnreadable: It does not open, or is of another kind.
+        """
+        try:
+            return self.unseal(kind, key, record)
+        except _UnfitError:
+            if not kind.passing:
+                raise
+        logger.info("a %s of another version counts as expired", kind.purpose)
+        over = kind.over()
+        return None if over is None else Stored(key, record.version, over)
+
     def unseal(self, kind: type[E_], key: Key, record: Record) -> Stored[E_]:
         """
         Open a record.
@@ -424,7 +636,7 @@ class Vault:
         try:
             entry = kind.model_validate_json(plain)
         except ValidationError as error:
-            raise CredentialUnreadable(
+            raise _UnfitError(
                 f"a stored {kind.purpose} does not fit this version: {error}"
             ) from None
         return Stored(key, record.version, entry)
@@ -455,10 +667,24 @@ def known_key(name: str) -> Key:
     return ("known", name)
 
 
+def used_key(key: SessionKey) -> Key:
+    """Where the last use of the session of a session key is stored."""
+    return ("used", digest(json.dumps(entry_key(Session, key))))
+
+
 def handler_name(stored: Stored[Session]) -> str:
     """Return the name of the handler that a session came from."""
     connection: str = json.loads(stored.key[1])[3]
     return connection.partition("?")[0]
+
+
+def session_key_of(stored: Stored[Session]) -> SessionKey:
+    """Return the session key of a stored session."""
+    namespace, name = stored.key
+    kind, _, owner_id = namespace.partition(":")
+    _, provider, profile, connection = json.loads(name)
+    owner = Owner(kind, owner_id)  # type: ignore[arg-type]
+    return SessionKey(owner, provider, profile, connection)
 
 
 def entry_key(kind: type[_Entry], key: SessionKey) -> Key:

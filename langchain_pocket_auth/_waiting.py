@@ -8,28 +8,31 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from ._errors import CallbackRefused, StorageUnavailable
+from ._errors import CallbackRefused, StorageError, StorageUnavailable
 from ._models import SessionKey
 from ._vault import (
     ATTEMPT_TTL,
     CAS_TRIES,
+    HOLD_TTL,
     Attempt,
     Future,
     Pointer,
     Stored,
     Vault,
+    digest,
     entry_key,
     ticket_key,
 )
 
 LOOK_AGAIN_S = 1.0  # another process may end the future, which wakes nobody here
+MAX_ATTEMPTS = 10  # of one future at a time: tabs, retries; a flood pushes out its own
 
 
 class Waiting:
     """The futures of all owners, and who waits for them in this process."""
 
     def __init__(
-        self, vault: Vault, ended: Callable[[SessionKey, Future], None]
+        self, vault: Vault, ended: Callable[[SessionKey, Future, str | None], None]
     ) -> None:
         self._vault, self._ended = vault, ended
         self._events: dict[str, set[asyncio.Event]] = {}
@@ -63,9 +66,17 @@ class Waiting:
         if future is None or future.entry.ticket != ticket:
             # Disconnected, or a newer question took its place.
             raise CallbackRefused("expired")
-        if self._vault.now() >= future.entry.expires_at:
+        if self._vault.now() >= future.entry.expires_at and not future.entry.held:
             raise CallbackRefused("expired")
         return future, key
+
+    async def asked(self, future_id: str) -> Stored[Future] | None:
+        """Return the future of that id, or `None`."""
+        pointer = await self._vault.get(Pointer, ("ticket", future_id))
+        if pointer is None:
+            return None
+        future = await self._at(pointer.entry.session_key())
+        return future if future and future.entry.id == future_id else None
 
     async def wait(self, future: Stored[Future], timeout_s: float) -> None:
         """Return when *future* has changed, or soon: then look again."""
@@ -87,15 +98,19 @@ class Waiting:
                 del self._events[name]
 
     async def end(
-        self, attempt: Attempt, status: str, withheld: Iterable[str] = ()
+        self,
+        attempt: Attempt,
+        status: str,
+        withheld: Iterable[str] = (),
+        account: str | None = None,
     ) -> None:
-        """Write down how an attempt of a future ended."""
+        """Write down how an attempt of a future ended, and with whose account."""
         left_out, key = sorted(withheld), attempt.target.session_key()
         for _ in range(CAS_TRIES):
             if (stored := await self.of(attempt)) is None:
                 return
             old = stored.entry
-            marks = {"resolved": old.resolved, "choosing": old.choosing}
+            marks = {"resolved": old.resolved, "held": old.held}
             update: dict[str, Any] = {
                 mark: None for mark, uid in marks.items() if uid == attempt.uid
             }
@@ -115,7 +130,7 @@ class Waiting:
             if ended := await self._replace(stored, update):
                 self._wake(old.id)
                 if "status" in update:
-                    self._ended(key, ended.entry)
+                    self._ended(key, ended.entry, account)
                 return
 
     async def refuse(self, key: SessionKey, future_id: str, thread: str) -> bool:
@@ -141,22 +156,60 @@ class Waiting:
                 return True
         return False
 
-    async def choosing(self, attempt: Attempt) -> str | None:
-        """Mark that the person has yet to choose; return what was marked before."""
+    async def begun(self, future: Stored[Future], attempt: Attempt) -> list[str] | None:
+        """
+        Note that *attempt* was begun; return those that are too many by it.
+
+        `None`: so many begin at once that this one cannot be noted.
+
+        Args:
+            future: As it was read a moment ago.
+            attempt: Of that future.
+        """
+        name, stored = digest(attempt.uid), future
         for _ in range(CAS_TRIES):
-            if (stored := await self.of(attempt)) is None:
-                break
-            if await self._replace(stored, {"choosing": attempt.uid}):
-                return stored.entry.choosing
+            names = [*stored.entry.attempts, name]
+            if await self._replace(stored, {"attempts": names[-MAX_ATTEMPTS:]}):
+                return names[:-MAX_ATTEMPTS]
+            if (now := await self.of(attempt)) is None:
+                return []
+            stored = now
         return None
 
-    async def unresolve(self, key: SessionKey, uid: str) -> None:
-        """Take that mark back: the answer led nowhere, the link works again."""
+    async def holding(self, attempt: Attempt) -> str | None:
+        """
+        Mark that the grant of *attempt* waits; return what was marked before.
+
+        Raises:
+            CallbackRefused: Disconnected meanwhile.
+            StorageError: It could not be marked.
+        """
+        for _ in range(CAS_TRIES):
+            if (stored := await self.of(attempt)) is None:
+                raise CallbackRefused("expired")
+            if await self._replace(stored, {"held": attempt.uid}):
+                self._wake(stored.entry.id)
+                return stored.entry.held
+        raise StorageError("a future could not be saved: too many writers")
+
+    async def unmark(self, key: SessionKey, uid: str, *marks: str) -> None:
+        """
+        Take marks of an attempt back, by default all: the link works again.
+
+        Args:
+            key: Where its future is.
+            uid: The attempt's.
+            marks: `resolved`, `held`.
+        """
         for _ in range(CAS_TRIES):
             stored = await self._at(key)
-            if stored is None or stored.entry.resolved != uid:
+            if stored is None:
                 return
-            if await self._replace(stored, {"resolved": None}):
+            marked = {"resolved": stored.entry.resolved, "held": stored.entry.held}
+            update = {m: None for m in marks or marked if marked[m] == uid}
+            if not update:
+                return
+            if await self._replace(stored, update):
                 self._wake(stored.entry.id)
                 return
 
@@ -174,4 +227,4 @@ class Waiting:
 
 def lifetime(left: timedelta) -> timedelta:
     """How long a future's record lives: attempts of its last moment need it."""
-    return max(left, timedelta()) + ATTEMPT_TTL
+    return max(left, timedelta()) + ATTEMPT_TTL + HOLD_TTL

@@ -9,8 +9,8 @@ from typing import Any
 
 from ._cards import Card
 from ._engine import Engine, declined, withheld
-from ._errors import AuthorizationRequired, CallbackRefused
-from ._exchange import Result
+from ._errors import AuthorizationRequired, CallbackRefused, ConfigurationError
+from ._linking import Result
 from ._models import Consent, Owner, Requirement
 from ._service import Service
 from .handlers._device import DeviceCode
@@ -31,7 +31,17 @@ class Connecting:
         self._need = requirement
 
     async def run(self, *, paste: bool, device: bool, timeout_s: float) -> None:
-        """Ask, if there is something to ask, and wait for the answer."""
+        """
+        Ask, if there is something to ask, and wait for the answer.
+
+        Raises:
+            ConfigurationError: Nobody could tell who pastes.
+        """
+        if paste and self._service.site.public:
+            raise ConfigurationError(
+                "paste=True is for one person's own machine: with public_url nothing "
+                "shows that who pastes an answer is who agreed; give out the link"
+            )
         listen = not (paste or device)
         consent = await self._service.ask(
             lambda e: e.prepare(self._owner, self._need, listen=listen)
@@ -111,7 +121,8 @@ class Connecting:
         """Let the person choose between the accounts that the grant reaches."""
         ticket = consent.url.rpartition("/")[2]
         stored, _ = await self._service.ask(lambda e: e.attempts.ticket(ticket))
-        choices = await self._service.ask(lambda e: e.attempts.choices(stored.entry))
+        held = await self._service.ask(lambda e: e.attempts.held(stored.entry))
+        choices = held.choices if held else ()
         numbered = {str(n): choice for n, choice in enumerate(choices, 1)}
         lines = [f"{number}: {choice.label}" for number, choice in numbered.items()]
         title = f"Which account at {consent.display_name}?"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain_core.messages import AIMessage
 
 from langchain_pocket_auth import PocketAuth, Provider
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, free_port
+
+if TYPE_CHECKING:
+    from databases import Postgres, Redis
 
 ACME, ZETA = ("acme-client", "acme-secret"), ("zeta-client", "zeta-secret")
 
@@ -90,6 +93,24 @@ def pocket(make_pocket: Callable[..., PocketAuth]) -> PocketAuth:
     return make_pocket()
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL; `postgres_server.url(postgres_server.fresh())` is an empty one."""
+    from databases import Postgres
+
+    with Postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis; `redis_server.url(redis_server.fresh())` is an empty one."""
+    from databases import Redis
+
+    with Redis() as running:
+        yield running
+
+
 @pytest.fixture
 def alice() -> Browser:
     """A person with a browser."""
@@ -122,3 +143,49 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in lines:
         cells = (c.ljust(w) for c, w in zip(line, widths, strict=True))
         terminalreporter.write_line("  ".join(cells).rstrip())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of twins."""
+    parser.addoption(
+        "--twins",
+        choices=["even", "odd", "all"],
+        default="even",
+        help="of cases that differ in sync and async alone: one of two, or all",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """
+    Run a case of a larger family in one mode, the next in the other.
+
+    `--twins=odd` runs those that are left out here; CI does, with the lowest versions.
+    """
+    wanted = config.getoption("--twins")
+    if wanted == "all":
+        return
+    families: dict[str, dict[str, int]] = {}
+    for item in items:
+        if (case := _twin(item)) is not None:
+            family = families.setdefault(item.nodeid.partition("[")[0], {})
+            family.setdefault(case[0], len(family))
+    kept, left = [], []
+    for item in items:
+        case = _twin(item)
+        family = families.get(item.nodeid.partition("[")[0], {})
+        odd = case is not None and (family[case[0]] + case[1]) % 2
+        (left if len(family) > 1 and odd == (wanted == "even") else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+def _twin(item: pytest.Item) -> tuple[str, int] | None:
+    """Return what an item shares with its twin, and which of the two it is."""
+    parameters = dict(getattr(getattr(item, "callspec", None), "params", {}))
+    mode = parameters.pop("mode", None)
+    if mode not in ("sync", "async"):
+        return None
+    return repr(sorted(parameters.items(), key=lambda each: each[0])), mode == "async"

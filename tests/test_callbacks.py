@@ -201,7 +201,7 @@ async def test_late_answer_is_told_so(
 ) -> None:
     """An attempt lives ten minutes, its link on: opening it again works."""
     monkeypatch.setattr(
-        "langchain_pocket_auth._attempts.ATTEMPT_TTL", timedelta(seconds=0.3)
+        "langchain_pocket_auth._clicks.ATTEMPT_TTL", timedelta(seconds=0.3)
     )
     url = await link(stored, "read")
     callback = await answer_url(alice, url)

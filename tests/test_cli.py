@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
 import re
 import select
+import sqlite3
 import stat
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,12 @@ from typer.testing import CliRunner
 
 from langchain_pocket_auth import PocketAuth, Provider
 from langchain_pocket_auth._catalog import Catalog, read_providers
+from langchain_pocket_auth._rewrap import Rewrapped
 from langchain_pocket_auth._seal import KeyRing
+from langchain_pocket_auth._vault import Known, Vault, known_key
 from langchain_pocket_auth.cli import main, make_app
+from langchain_pocket_auth.cli._keys import _in_vault
+from langchain_pocket_auth.cli._terminal import Setup
 from langchain_pocket_auth.testing import assert_no_leak, free_port
 
 MODULE = [sys.executable, "-m", "langchain_pocket_auth.cli"]
@@ -476,7 +483,7 @@ def test_rotated_file_opens_the_old_and_seals_with_the_new(home: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     keys = [line.partition(":")[2] for line in path.read_text().splitlines()]
     assert_no_leak(keys, text=[result.output])
-    assert "when they are next written" in " ".join(result.stderr.split())
+    assert "Restart what runs already" in " ".join(result.stderr.split())
 
 
 def test_first_rotation_makes_the_key(home: Path) -> None:
@@ -518,15 +525,135 @@ def test_key_file_that_cannot_be_replaced_stays_as_it_is(
 def test_keys_of_the_environment_are_not_rotated_but_explained(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new first part is printed, never the present value, and no file is made."""
+    """A new last part is printed, never the present value, and no file is made."""
     present = pocket_auth("keys", "new").strip()
     monkeypatch.setenv("POCKET_AUTH_KEYS", present)
     result = typed("keys", "rotate")
     assert result.exit_code == 1
-    KeyRing.parse(result.stdout.strip() + present)
-    assert "POCKET_AUTH_KEYS" in result.stderr
+    assert KeyRing.parse(present + result.stdout.strip()).ids[0] in present
+    told = " ".join(result.stderr.split())
+    first, then = (
+        told.index("behind their present value"),
+        told.index("put it in front"),
+    )
+    assert first < told.index("without the new key cannot open") < then
+    assert "`pocket-auth keys rewrap`" in told[then:]
     assert_no_leak([present.partition(":")[2]], text=[result.output])
     assert not key_file(home).exists()
+
+
+def in_store(number: int) -> None:
+    """Put records into the user's store, as an agent would."""
+
+    async def work(vault: Vault) -> None:
+        for n in range(number):
+            assert await vault.create(known_key(f"{n}"), Known(data={}))
+
+    asyncio.run(_in_vault(Setup(), work))
+
+
+def listed() -> dict[str, tuple[int, str]]:
+    """Return what `keys status` says of each key."""
+    told = json.loads(pocket_auth("keys", "status", "--json"))
+    return {one["key"]: (one["records"], one["use"]) for one in told["keys"]}
+
+
+def test_rotation_seals_all_with_the_new_key_which_can_stay_alone(home: Path) -> None:
+    """`keys rotate` rewraps; then the old key can go, and the status said so."""
+    path = key_file(home)
+    in_store(3)
+    [old] = KeyRing.file(path).ids
+    assert listed() == {old: (3, "seals")}
+    result = typed("keys", "rotate")
+    assert result.exit_code == 0
+    assert "3 of 3 records were under another key" in result.stdout
+    assert f"{old} can be dropped." in result.stdout
+    new, _ = KeyRing.file(path).ids
+    assert listed() == {
+        new: (3, "seals"),
+        old: (0, "none; can be put first, or dropped"),
+    }
+    path.write_text(path.read_text().splitlines()[0])
+    assert listed() == {new: (3, "seals")}
+
+
+def test_rewrap_after_a_rotation_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status, rewrap, status: who keeps the keys elsewhere sees when one can go."""
+    old, new = (pocket_auth("keys", "new").strip() for _ in range(2))
+    old_id, new_id = (key.partition(":")[0] for key in (old, new))
+    monkeypatch.setenv("POCKET_AUTH_KEYS", old)
+    in_store(2)
+    monkeypatch.setenv("POCKET_AUTH_KEYS", f"{new},{old}")
+    assert listed()[old_id] == (2, "opens what `keys rewrap` has not sealed anew")
+    text = pocket_auth("keys", "status")
+    assert re.search(rf"^{new_id} +0 +seals$", text, re.MULTILINE)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    pocket_auth("keys", "rewrap")
+    assert listed()[new_id] == (2, "seals")
+    # Without the rewrap no start would be allowed.
+    monkeypatch.setenv("POCKET_AUTH_KEYS", new)
+    pocket_auth("keys", "status")
+    assert not key_file(home).exists()
+
+
+def test_rewrap_tells_what_it_could_not_do(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Records that do not open end in exit code 1, whichever command finds them."""
+    in_store(2)
+    [database] = (home / "data").rglob("*.db")
+    with closing(sqlite3.connect(database)) as db:
+        db.execute("UPDATE pocket_auth_records SET value = 'x' WHERE name = '1'")
+        db.commit()
+    old = key_file(home).read_text()
+    assert typed("keys", "rotate").exit_code == 1
+    assert key_file(home).read_text().endswith(old)
+    for command in ("status", "rewrap"):
+        result = typed("keys", command)
+        assert result.exit_code == 1
+        assert "1 records do not open" in result.stderr
+
+
+def test_rewrap_tells_who_has_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that still seals with the old key is told as such."""
+    in_store(1)
+
+    async def never_done(vault: Vault, **_: Any) -> Rewrapped:
+        return Rewrapped({"a": 3}, {vault.key_ids[0]: 2, vault.key_ids[1]: 1})
+
+    pocket_auth("keys", "rotate")
+    monkeypatch.setattr("langchain_pocket_auth._rewrap.rewrap", never_done)
+    result = typed("keys", "rewrap")
+    assert result.exit_code == 1
+    assert "Something still seals with" in result.stderr
+
+
+def test_named_key_file_is_used_and_rotated(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """POCKET_AUTH_KEYS_FILE stands in the place of the user's own, and is not made."""
+    path = home / "secrets"
+    monkeypatch.setenv("POCKET_AUTH_KEYS_FILE", str(path))
+    assert typed("keys", "rotate").exit_code == 2
+    assert checks()["keys"][0] == "failed"
+    assert not path.exists()
+    path.write_text(pocket_auth("keys", "new"))
+    path.chmod(0o600)
+    assert checks()["keys"] == ("ok", f"read from {path}, which nobody else can read")
+    pocket_auth("keys", "rotate")
+    assert len(path.read_text().splitlines()) == 2
+    assert not key_file(home).exists()
+
+
+def test_rotation_rewraps_nothing_in_memory(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is kept, there is nothing to seal anew."""
+    KeyRing.file(key_file(home))
+    monkeypatch.setenv("POCKET_AUTH_STORAGE", "memory://")
+    assert "records" not in pocket_auth("keys", "rotate")
 
 
 # ----------------------------------------------------------------------------- doctor
@@ -538,8 +665,6 @@ def test_doctor_finds_a_new_machine_in_order(home: Path) -> None:
     assert {status for status, _ in found.values()} == {"ok"}
     assert found.keys() == {"settings", "clock", "port", "keys", "store"}
     [database] = (home / "data").rglob("*.db")
-    import sqlite3
-
     with sqlite3.connect(database) as db:
         rows = db.execute("SELECT namespace FROM pocket_auth_records").fetchall()
     db.close()

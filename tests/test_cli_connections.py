@@ -207,7 +207,7 @@ def test_login_connects_the_account_and_shows_no_token(
     [found] = machine.connections()
     assert (found["provider"], found["profile"]) == ("acme", "default")
     assert found["handler"] == "acme-oauth2"
-    assert (found["scopes"], found["state"]) == (["read", "write"], "SKIP_AUTH")
+    assert (found["scopes"], found["health"]) == (["read", "write"], "ok")
     assert found["expires_at"]
     line = machine.typed("connections").stdout
     assert re.match(r"acme +acme-oauth2 +default +\S+ +read write +connected", line)

@@ -19,19 +19,26 @@ LAYERS = """
 _errors
 _placement _providers
 _models _loop _cards _history
-_events _site
+_events _site _client
 _http _seal _futures
 _row_parts
 _rows
 _catalog
 handlers storage
+_canaries
 _vault _registry
-_outbox
+_usage
+_outbox _rewrap
+_saving
 _refresh _pauses
-_waiting
-_exchange
+_waiting _proof
+_withdrawals
+_quarantine _linking
+_exchange _clicks _admission
+_held
 _attempts _standing
 _questions
+_connections _housekeeping
 _engine
 _task _resume
 _owner
@@ -43,6 +50,7 @@ _graph _middleware
 _service _settings
 server _autoresume
 notebook
+_accounts
 _sessions
 _pocket
 testing
@@ -63,7 +71,7 @@ PLACES = {
     "cryptography": "_seal handlers testing",
     "fastapi": "server",
     "flask": "testing",
-    "httpx": "_http testing demo",
+    "httpx": "_client _http testing demo",
     "jinja2": "server",
     "jwt": "handlers testing",
     "langchain": "_middleware demo",
@@ -71,8 +79,10 @@ PLACES = {
     "langgraph": "_autoresume _gate _graph _guard _middleware _owner _pocket _resume _steps _task demo",
     "langgraph_sdk": "_task",
     "platformdirs": "_service",
+    "psycopg": "storage",
     "pydantic_settings": "_settings",
     "pytest": "testing",
+    "redis": "storage",
     "rich": "cli",
     "sqlalchemy": "storage",
     "starlette": "server",

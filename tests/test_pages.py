@@ -101,7 +101,11 @@ def test_headers_for_other_responses_allow_nothing():
 def test_markup_in_any_value_is_shown_as_text(outcome, planted):
     """A value can neither add an element or attribute nor be evaluated."""
     texts = dict.fromkeys(
-        ("provider", "owner", "account", "app_name", "detail", "button"), planted
+        (
+            *("provider", "owner", "account", "app_name", "detail", "button"),
+            *("person", "code"),
+        ),
+        planted,
     )
     shown = Page(outcome, **texts, scopes=[planted] * 2, tools=[planted] * 2)
     plain = Page(
@@ -113,7 +117,7 @@ def test_markup_in_any_value_is_shown_as_text(outcome, planted):
     assert shown.elements == plain.elements
     assert shown.style == plain.style
     assert shown.text == plain.text.replace("value", planted)
-    assert shown.text.count(planted) >= 8
+    assert shown.text.count(planted) >= 10
     assert "<script" not in shown.body
     assert "<img" not in shown.body
     assert "<base" not in shown.body
@@ -176,9 +180,10 @@ def test_page_without_names_still_reads_well():
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_form_is_there_only_where_it_helps(outcome):
-    """Three outcomes have a form of their own; the caller adds or removes one."""
-    own = 1 if outcome in {Outcome.PENDING, Outcome.FAILED, Outcome.CHOOSE} else 0
-    assert len(Page(outcome).find("form")) == own
+    """Some outcomes have a form of their own; the caller adds or removes one."""
+    own = {Outcome.PENDING, Outcome.FAILED, Outcome.CHOOSE, Outcome.FINISH}
+    own.add(Outcome.WRONG_ACCOUNT)
+    assert len(Page(outcome).find("form")) == (1 if outcome in own else 0)
     assert len(Page(outcome, button="").find("form")) == 0
     shown = Page(outcome, button="Connect after all")
     assert len(shown.find("form")) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -33,12 +34,15 @@ from langchain_pocket_auth import (
     ConfigurationError,
     PocketAuth,
     ProviderUnavailable,
+    StorageUnavailable,
 )
+from langchain_pocket_auth.storage.memory import MemoryBackend
 from langchain_pocket_auth.testing import AuthorizationServer, Browser, LeakWatch
 
 Make = Callable[..., PocketAuth]
 IN_WINDOW_S, LEFT_S = 3570, 30  # of a token of an hour: must be renewed, still valid
 REFRESH = {"grant_type": "refresh_token"}
+SAVING = "langchain_pocket_auth._saving"
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -508,6 +512,226 @@ async def test_refresh_that_runs_is_finished_before_closing(
     await pocket.aclose()
     assert (await refreshing).access_token == server.issued_access_tokens[-1]
     assert (await token(pocket, "read")).access_token == server.issued_access_tokens[-1]
+    assert server.token_requests["refresh_token"] == 1
+
+
+# ------------------------------------------------------- a store that is away meanwhile
+
+
+class Outage:
+    """A store that is away as soon as the provider has answered a refresh."""
+
+    def __init__(
+        self,
+        store: Watched,
+        server: AuthorizationServer,
+        monkeypatch: Any,
+        calls: tuple[str, ...] = (),
+    ) -> None:
+        monkeypatch.setattr(f"{SAVING}.SAVE_LIMIT_S", 0.3)
+        monkeypatch.setattr(f"{SAVING}.SAVE_EVERY_S", 0.05)
+        self._store, self._server, self._calls = store, server, calls
+        store.before = self._before
+
+    async def _before(self, name: str, _key: Any) -> None:
+        broken = not self._calls or name in self._calls
+        if broken and self._server.token_requests["refresh_token"]:
+            raise StorageUnavailable("the store is away")
+
+    def end(self) -> None:
+        """Let it be back."""
+        self._store.before = None
+
+
+@pytest.fixture
+def shared(clock: Clock) -> Watched:
+    """A store for several pockets, on the same clock."""
+    return Watched(
+        MemoryBackend(clock=lambda: time.time() + clock.ahead.total_seconds())
+    )
+
+
+@pytest.fixture
+def pair(make_pocket: Make, shared: Watched) -> tuple[PocketAuth, PocketAuth, Watched]:
+    """Two pockets on one store, and what is between it and the first."""
+    between, base = Watched(shared), f"http://127.0.0.1:{free_port()}"
+    one, two = (
+        make_pocket(s, keys=KEYS, base_url=base, session_cache_ttl=timedelta())
+        for s in (between, shared)
+    )
+    return one, two, between
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "deleted", "connected anew"])
+async def test_token_that_cannot_be_saved_is_used_and_saved_later(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    meanwhile: str,
+) -> None:
+    """Callers have it from memory; a record that changed meanwhile counts more."""
+    pocket, other, between = pair
+    await connect(other, alice, "read")
+    url = await link(other, "read", "write")
+    clock.forward(3601)
+    outage = Outage(between, server, monkeypatch)
+    with LeakWatch() as watch:
+        found = await asyncio.gather(*(token(pocket, "read") for _ in range(3)))
+        new = server.issued_access_tokens[-1]
+        assert {context.access_token for context in found} == {new}
+        with pytest.raises(StorageUnavailable):
+            await token(pocket, "read")
+    assert "CRITICAL" in {record.levelname for record in caplog.records}
+    watch.assert_clean([*server.issued_access_tokens, *server.issued_refresh_tokens])
+    if meanwhile == "deleted":
+        await other.delete_session("acme")
+    elif meanwhile == "connected anew":
+        await alice.avisit(url)
+    kept = server.issued_access_tokens[-1]
+    outage.end()
+
+    async def decided() -> bool:
+        if meanwhile == "deleted":
+            return server.find_token(new).is_revoked()
+        return (await token(other, "read")).access_token == kept
+
+    if meanwhile == "nothing":
+        # Until it is saved the lease keeps others from sending what is spent.
+        assert (await token(other, "read")).access_token == new
+    await until(decided)
+    expected = "NO_SESSION" if meanwhile == "deleted" else "SKIP_AUTH"
+    assert await state(pocket, "read") == expected
+    assert server.token_requests["refresh_token"] == 1
+
+
+async def test_others_wait_while_a_token_cannot_be_saved(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lease is held on to: nobody sends the spent token that is still stored."""
+    pocket, other, between = pair
+    await connect(other, alice, "read")
+    clock.forward(3601)
+    outage = Outage(between, server, monkeypatch, ("put",))
+    new = await token(pocket, "read")
+    waiting = asyncio.create_task(token(other, "read"))
+    for ahead in (20, 20):  # longer than a lease
+        await asyncio.sleep(0.15)
+        clock.forward(ahead)
+    assert (await token(pocket, "read")).access_token == new.access_token
+    assert not waiting.done()
+    outage.end()
+    found = await asyncio.wait_for(waiting, BOUND_S)
+    assert found.access_token == new.access_token
+    assert server.token_requests["refresh_token"] == 1
+
+
+async def test_token_that_cannot_be_saved_gets_a_last_chance_on_closing(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store is back just before the pocket is closed: the grant survives."""
+    pocket, other, between = pair
+    await connect(pocket, alice, "read")
+    clock.forward(3601)
+    outage = Outage(between, server, monkeypatch)
+    monkeypatch.setattr(f"{SAVING}.SAVE_EVERY_S", 60.0)
+    new = await token(pocket, "read")
+    outage.end()
+    await asyncio.wait_for(pocket.aclose(), BOUND_S)
+    assert (await token(other, "read")).access_token == new.access_token
+    assert server.token_requests["refresh_token"] == 1
+
+
+async def test_token_that_is_never_saved_does_not_keep_the_pocket_open(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One more try, then the operator is told that the grant is lost."""
+    pocket, _, between = pair
+    await connect(pocket, alice, "read")
+    clock.forward(3601)
+    Outage(between, server, monkeypatch)
+    await token(pocket, "read")
+    await asyncio.wait_for(pocket.aclose(), 2)
+    assert "a refreshed token is lost: the store is away" in caplog.messages
+
+
+async def test_answer_of_the_store_that_was_lost_is_no_lost_token(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+) -> None:
+    """What was saved without our knowing is found to be ours."""
+    pocket, _, between = pair
+    told: list[str] = []
+    pocket.on_event(lambda event: told.append(event.type))
+    await connect(pocket, alice, "read")
+    clock.forward(3601)
+    put, lost = between.put, []
+
+    async def losing(key: Any, *args: Any, **kwargs: Any) -> bool:
+        done = await put(key, *args, **kwargs)
+        if "session" in key[1] and not lost:
+            lost.append(done)
+            raise StorageUnavailable("no answer")
+        return done
+
+    between.put = losing  # type: ignore[method-assign]
+    context = await token(pocket, "read")
+    assert lost == [True]
+    assert context.access_token == server.issued_access_tokens[-1]
+    assert not server.revocations
+    assert await state(pocket, "read") == "SKIP_AUTH"
+
+    async def heard() -> bool:
+        return told == ["connected", "refreshed"]
+
+    await until(heard)
+
+
+async def test_process_that_stood_still_longer_than_its_lease_sends_nothing_old(
+    pair: tuple[PocketAuth, PocketAuth, Watched],
+    server: AuthorizationServer,
+    alice: Browser,
+    clock: Clock,
+) -> None:
+    """Just before it would send, somebody else has renewed: it looks again."""
+    pocket, other, between = pair
+    await connect(pocket, alice, "read")
+    clock.forward(3601)
+    get, leased, stood = between.get, [], []
+
+    async def before(name: str, key: Any) -> None:
+        if name == "lease" and "session" in key[1]:
+            leased.append(key)
+
+    async def getting(key: Any) -> Any:
+        found = await get(key)
+        if leased and not stood:  # the last look before the request
+            stood.append(found)
+            clock.forward(31)
+            await token(other, "read")
+        return found
+
+    between.before, between.get = before, getting  # type: ignore[method-assign]
+    context = await token(pocket, "read")
+    assert stood
+    assert context.access_token == server.issued_access_tokens[-1]
     assert server.token_requests["refresh_token"] == 1
 
 

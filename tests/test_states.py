@@ -305,7 +305,7 @@ async def test_resolved_answer_that_expired_gives_the_link_back(
 ) -> None:
     """An answer nobody exchanged in time does not leave the state at RESOLVED."""
     monkeypatch.setattr(
-        "langchain_pocket_auth._attempts.ATTEMPT_TTL", timedelta(seconds=0.5)
+        "langchain_pocket_auth._clicks.ATTEMPT_TTL", timedelta(seconds=0.5)
     )
     url = await link(pocket, "read")
     callback = query_of(await answer_url(alice, url))
@@ -867,7 +867,7 @@ async def test_expired_records_are_erased_and_not_only_hidden(
     path = tmp_path / "p.db"
     monkeypatch.setattr("langchain_pocket_auth._vault.SWEEP_EVERY", 5)
     monkeypatch.setattr(
-        "langchain_pocket_auth._attempts.ATTEMPT_KEPT", timedelta(seconds=0.01)
+        "langchain_pocket_auth._clicks.ATTEMPT_KEPT", timedelta(seconds=0.01)
     )
     pocket = make_pocket(f"sqlite:///{path}", keys=KEYS)
     url = await link(pocket, "read")

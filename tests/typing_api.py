@@ -29,7 +29,10 @@ from langchain_pocket_auth import (
     AuthState,
     Choice,
     Client,
+    Connection,
+    ConnectionHealth,
     Event,
+    Forgotten,
     Form,
     FormContext,
     FormField,
@@ -43,6 +46,7 @@ from langchain_pocket_auth import (
     PocketAuth,
     PocketAuthError,
     Provider,
+    Rewrapped,
     RunInfo,
     answer_open_calls,
     by_thread,
@@ -158,6 +162,14 @@ async def spec(pocket: PocketAuth) -> None:
     assert_type(await pocket.get_auth_context("github"), AuthContext | None)
     await pocket.list_session_state("t", "github", owner=Owner("user", "alice"))
     assert_type(await pocket.delete_session("github"), bool)
+    mine = await pocket.connections("alice")
+    assert_type(mine, list[Connection])
+    assert_type(mine[0].health, ConnectionHealth)
+    assert_type(mine[0].account, str | None)
+    assert_type(await pocket.disconnect(mine[0]), bool)
+    await pocket.disconnect("github", profile="work", owner=Owner("user", "alice"))
+    assert_type(await pocket.forget("alice"), Forgotten)
+    assert_type(await pocket.rewrap(), Rewrapped)
     await pocket.serve()
     await pocket.aclose()
     pocket.close()
@@ -172,6 +184,7 @@ async def watch(
         assert_type(event.owner, Owner)
         assert_type(event.thread_ids, tuple[str, ...])
         assert_type(event.reason, str | None)
+        assert_type(event.to_dict(), dict[str, Any])
 
     async def done(result: Any, config: dict[str, Any]) -> None:
         assert_type(config, dict[str, Any])

@@ -63,7 +63,10 @@ async def examine(setup: Setup, *, online: bool) -> list[Check]:
     except ConfigurationError as error:  # the address, or a malformed key
         return [*found, failed("settings", error)]
     try:
-        found.append(await _port(pocket.base_url))
+        if settings.public_url:
+            found += await _public(settings, online=online)
+        else:
+            found.append(await _port(pocket.base_url))
         found += [check async for check in _kept(settings, pocket)]
         for name, client in settings.clients.items():
             found += _registered(catalog, pocket, name, client)
@@ -93,6 +96,31 @@ def _unknown_settings() -> Iterator[Check]:
 
 
 # ------------------------------------------------------------------ the callback server
+
+
+async def _public(settings: Settings, *, online: bool) -> list[Check]:
+    """Look at what everybody reaches; the pocket that was made has proved the rest."""
+    url, found = settings.public_url or "", []
+    if (settings.storage or "").startswith("sqlite:"):
+        found.append(
+            Check(
+                "replicas",
+                "warning",
+                "a SQLite file is shared by the processes of one machine only: with "
+                "replicas on several, set POCKET_AUTH_STORAGE to postgresql://... or "
+                "redis://...",
+            )
+        )
+    if not online:
+        text = f"{url} is well-formed; --online looks whether it is served"
+        return [*found, Check("public_url", "ok", text)]
+    if await answers(f"{url}/connect/doctor"):
+        return [*found, Check("public_url", "ok", f"{url} is served by PocketAuth")]
+    text = (
+        f"{url} is not served by PocketAuth, as far as this machine can see: mount "
+        "pocket.router in the app behind it"
+    )
+    return [*found, Check("public_url", "warning", text)]
 
 
 async def _port(base_url: str) -> Check:
@@ -136,7 +164,7 @@ async def _kept(settings: Settings, pocket: PocketAuth) -> AsyncIterator[Check]:
     try:
         await _round_trip(settings.storage or default_storage())
         # Opens it as agents do, and proves that the keys fit.
-        await pocket.list_session_state()
+        await pocket.list_session_state(owner="doctor")
     except PocketAuthError as error:
         yield failed("store", error)
     else:
@@ -156,11 +184,11 @@ def _keys(settings: Settings, *, in_memory: bool) -> Check:
         return Check("keys", "ok", "read from POCKET_AUTH_KEYS or the settings file")
     if in_memory:
         return Check("keys", "ok", "one that lives as long as the process")
-    path = key_path()
-    if not path.exists():
+    path = settings.keys_file or key_path()
+    if not settings.keys_file and not path.exists():
         return Check("keys", "ok", f"{path} is made when it is first needed")
     try:
-        KeyRing.file(path)
+        KeyRing.file(path, make=False)
     except ConfigurationError as error:
         return failed("keys", error)
     return Check("keys", "ok", f"read from {path}, which nobody else can read")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,11 +21,24 @@ from ._terminal import (
     say,
 )
 
-_COLUMNS = ("provider", "handler", "profile", "account", "scopes", "state", "expires")
+if TYPE_CHECKING:
+    from .._connections import Connection
+
+_COLUMNS = [
+    "provider",
+    "handler",
+    "profile",
+    "account",
+    "scopes",
+    "state",
+    "expires",
+    "used",
+]
 _STATES = {
-    "SKIP_AUTH": "connected",
-    "DO_REFRESH": "renewed when used",
-    "DO_AUTH": "has to be connected again",
+    "ok": "connected",
+    "expiring": "connected, cannot be renewed",
+    "needs_reconnect": "has to be connected again",
+    "unreadable": "cannot be read, log out",
 }
 
 
@@ -66,13 +79,13 @@ def connections(
     """List the connected accounts, without their tokens."""
     pocket = Setup.of(context).pocket()
 
-    async def work() -> list[dict[str, Any]]:
+    async def work() -> list[Connection]:
         try:
-            return await pocket.list_session_state(owner=owner)
+            return await pocket.connections(owner)
         finally:
             await pocket.aclose()
 
-    found = [_listed(state) for state in asyncio.run(work())]
+    found = [_listed(connection) for connection in asyncio.run(work())]
     if as_json:
         print_json(found)
     elif found:
@@ -81,15 +94,19 @@ def connections(
         complain("No account is connected: pocket-auth login <provider>")
 
 
-def _listed(state: dict[str, Any]) -> dict[str, Any]:
+def _listed(connection: Connection) -> dict[str, Any]:
     return {
-        "provider": state["provider"],
-        "handler": state["handler"],
-        "profile": state["profile"],
-        "account": state["account"],
-        "scopes": state["scope"],
-        "state": state["state"].name,
-        "expires_at": state["expires_at"],
+        "id": connection.id,
+        "provider": connection.provider,
+        "handler": connection.handler,
+        "profile": connection.profile,
+        "account": connection.account,
+        "scopes": connection.scopes,
+        "health": connection.health,
+        "reason": connection.reason,
+        "connected_at": connection.connected_at,
+        "expires_at": connection.expires_at,
+        "last_used": connection.last_used,
     }
 
 
@@ -100,6 +117,7 @@ def _cells(listed: dict[str, Any]) -> list[str]:
         listed["profile"],
         listed["account"] or "-",
         " ".join(listed["scopes"]) or "-",
-        _STATES.get(listed["state"], listed["state"]),
+        _STATES[listed["health"]],
         local(listed["expires_at"]) if listed["expires_at"] else "-",
+        f"{listed['last_used'] or '-'}",
     ]

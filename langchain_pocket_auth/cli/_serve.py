@@ -28,6 +28,12 @@ def serve(
 
     setup = Setup.of(context)
     settings = setup.kept_settings()
+    if settings.public_url:
+        raise ConfigurationError(
+            "with POCKET_AUTH_PUBLIC_URL your own app serves: only it knows who is "
+            "signed in. Three lines of it: `pocket = PocketAuth(verify_user="
+            "your_dependency)`, `app = FastAPI()`, `app.include_router(pocket.router)`"
+        )
     base_url = check_base_url(settings.base_url or DEFAULT_BASE_URL)
     parts = urlsplit(base_url)
     behind = parts.scheme == "https" or bool(parts.path)

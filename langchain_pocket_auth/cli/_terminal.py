@@ -76,9 +76,16 @@ class Setup:
         """Return a `PocketAuth` with these settings, not yet opened."""
         from .._pocket import PocketAuth
 
+        if "base_url" not in options and self.settings().public_url:
+            # Its pages are served by the app, which knows who is signed in.
+            options.setdefault("verify_user", _nobody)
         return PocketAuth(
             providers=self.provider_files, settings_file=self.settings_file, **options
         )
+
+
+def _nobody() -> None:
+    """Stand in for the app's `verify_user` where no page is served."""
 
 
 class Reporting(TyperGroup):

@@ -168,6 +168,19 @@ class AuthHandlerInterface(ABC):
         """Whether an answer's `iss` is right for an attempt's *data* (RFC 9207)."""
         return True
 
+    def can_revoke(self, context: AuthContext) -> bool:  # noqa: ARG002
+        """Whether `revoke` can be tried with *context*."""
+        return type(self).revoke is not AuthHandlerInterface.revoke
+
     async def revoke(self, auth_req: AuthenticateRequest, context: AuthContext) -> bool:  # noqa: ARG002
-        """Withdraw the grant at the provider; whether it could be done."""
+        """
+        Withdraw the grant at the provider.
+
+        Returns:
+            Whether it is withdrawn; `False`: it cannot be, do not try again.
+
+        Raises:
+            Exception: Try again later, of a `ProviderUnavailable` not before its
+                `retry_after_s`.
+        """
         return False

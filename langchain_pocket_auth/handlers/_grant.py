@@ -20,7 +20,7 @@ from ._answers import OAuth2Context, checked, context_of
 from ._discovery import discover, with_metadata
 from ._openid import identity_of
 from ._row import RowHandler
-from ._token_requests import App, TokenRequests
+from ._token_requests import App, TokenRequests, revoked
 
 # What servers say for "this refresh token is no good"; the last two are Slack's.
 _GONE = frozenset({"invalid_grant", "token_revoked", "invalid_refresh_token"})
@@ -189,8 +189,22 @@ class GrantHandler(RowHandler):
         context.account = identity.label
         context.description = f"{row.label} account of {identity.label}"
 
+    def can_revoke(self, context: AuthContext) -> bool:  # noqa: ARG002
+        """Whether there is a place for it, or may be: a server may tell later."""
+        row = self.row
+        return bool(row.revocation or row.revocation_endpoint or row.is_discovered)
+
     async def revoke(self, auth_req: AuthenticateRequest, context: AuthContext) -> bool:
-        """Revoke the refresh token, then the access token (RFC 7009 section 2.1)."""
+        """
+        Revoke the refresh token, then the access token (RFC 7009 section 2.1).
+
+        The grant is over with its refresh token, so that one counts where there is
+        one: not every server revokes access tokens (section 2.2.1).
+
+        Raises:
+            ProviderUnavailable: No answer, or one that says "later".
+            ConfigurationError: The provider does not accept the app itself.
+        """
         if not isinstance(auth_req, OAuth2Request):
             return False
         row = await self._server()
@@ -206,13 +220,16 @@ class GrantHandler(RowHandler):
         if row.revocation_endpoint is None:
             return False
         endpoint = self._url(row.revocation_endpoint, context.detail)
-        done = True
-        for hint in ("refresh_token", "access_token"):
-            if token := getattr(context, hint, None):
-                form = {"token": token, "token_type_hint": hint}
-                answer = await requests.ask(endpoint, app, form, odd=False)
-                done = done and answer.status == 200  # noqa: PLR2004
-        return done
+        hints = ("refresh_token", "access_token")
+        answers = [
+            await requests.ask(endpoint, app, form, odd=False)
+            for hint in hints
+            if (token := getattr(context, hint, None))
+            for form in ({"token": token, "token_type_hint": hint},)
+        ]
+        # All are sent before one is judged: what can be withdrawn now, is.
+        judged = [revoked(row, answer) for answer in answers]
+        return all(judged[:1])
 
     # ------------------------------------------------------- what the engine asks
 

@@ -178,6 +178,11 @@ class OAuth2Handler(GrantHandler):
 
     # ------------------------------------------------------------- the device flow
 
+    @property
+    def device_in_public(self) -> bool:
+        """Whether the app's registration allows it on a public address."""
+        return self._client.device_in_public
+
     async def begin_device(self, auth_req: OAuth2Request) -> DeviceCode:
         """
         Ask for a code that the person types elsewhere (RFC 8628 section 3.1).

@@ -296,7 +296,37 @@ class TokenRequests:
             },
             auth=pair if facts.basic else None,
         )
-        return answer.status in {200, 202, 204}
+        return revoked(self._row, answer)
+
+
+def revoked(row: Provider, answer: Answer) -> bool:
+    """
+    Return whether a token is withdrawn; `False`: it cannot be.
+
+    Raises:
+        ProviderUnavailable: Later, perhaps.
+        ConfigurationError: The server does not accept the app itself.
+    """
+    content = answer.json()
+    code = content.get("error") if isinstance(content, dict) else None
+    if answer.status in {200, 202, 204}:
+        return True
+    # Google's and others' word for a token that is no good any more, to which
+    # RFC 7009 section 2.2 says 200.
+    if code == "invalid_token":
+        return True
+    if answer.status in TRANSIENT_STATUS:
+        raise ProviderUnavailable(
+            f"{row.label} did not revoke a grant (status {answer.status})",
+            provider=row.id,
+            retry_after_s=answer.retry_after_s,
+        )
+    if code in {"invalid_client", "unauthorized_client"}:
+        raise ConfigurationError(
+            f"{row.label} does not accept the app itself ({code}): check client id "
+            f"and secret of {row.id!r}"
+        )
+    return False
 
 
 def _accounts(facts: AccountLookup, content: Any) -> list[dict[str, Any]]:

@@ -11,10 +11,13 @@ from starlette.responses import Response
 
 from .._engine import Engine
 from .._errors import CallbackRefused, PocketAuthError
+from .._site import Visitor
 from .._vault import Attempt, Future, entry_key
 from ..handlers import FormHandler
-from ._desk import Desk, body_of, parsed, prefetched, query_of, refusal
-from ._pages import ATTEMPT, SECURITY_HEADERS, Outcome, page
+from ._links import LinkDesk
+from ._pages import ATTEMPT, Outcome, page
+from ._refusals import not_allowed, prefetched, refusal
+from ._requests import body_of, parsed, query_of
 
 # A key of 64 KiB whose every character is quoted, and what else a form asks for.
 MAX_BODY_BYTES = 256 << 10
@@ -37,7 +40,7 @@ class _Asked:
         return self.attempt.status == "pending" and in_time
 
 
-class FormDesk(Desk):
+class FormDesk(LinkDesk):
     """Answers requests for forms, too."""
 
     async def form(self, request: Request) -> Response:
@@ -52,8 +55,7 @@ class FormDesk(Desk):
                 return await self._filled(request, query)
         except PocketAuthError as error:
             return self.failed(error)
-        headers = {**SECURITY_HEADERS, "Allow": "GET, POST"}
-        return Response(status_code=405, headers=headers)
+        return not_allowed("GET, POST")
 
     async def _empty(
         self, request: Request, query: Mapping[str, str] | None
@@ -61,7 +63,8 @@ class FormDesk(Desk):
         """Show the form. Changes nothing, whoever fetches it."""
         if query is None or not query.get("state"):
             return refusal("malformed")
-        asked = await self._asked(request, query["state"])
+        visitor = await self.whoever(request)
+        asked = await self._asked(request, query["state"], visitor)
         if asked.attempt.status != "pending":
             return refusal("replayed")
         if asked.future is None or not asked.waits:
@@ -81,20 +84,21 @@ class FormDesk(Desk):
         # Not a value in a URL, which others may have seen.
         if query != {} or not typed or not (uid := typed.pop(ATTEMPT, "")):
             return refusal("malformed")
-        asked = await self._asked(request, uid)
+        visitor = await self.whoever(request)
+        asked = await self._asked(request, uid, visitor)
         if typed.keys() != asked.handler.form.fields.keys():
             return refusal("malformed")
         values, problems = asked.handler.checked(typed)
         if problems and asked.waits:
             return self._page(asked, status=422, problems=problems)
-        return await self.answer(uid, callback=None, value=values)
+        return await self.answer(uid, visitor, callback=None, value=values)
 
-    async def _asked(self, request: Request, uid: str) -> _Asked:
+    async def _asked(self, request: Request, uid: str, visitor: Visitor) -> _Asked:
         """
         Return what an attempt asks for.
 
         Raises:
-            CallbackRefused: Unknown, or not of this form.
+            CallbackRefused: Unknown, not of this form, or not of this visitor.
         """
         path = request.path_params
 
@@ -108,6 +112,7 @@ class FormDesk(Desk):
                 (handler.row.id, handler.segment) != (path["provider"], path["method"])
             ):
                 raise CallbackRefused("mismatch")
+            self.admit(attempt, visitor, signed_in=True)
             key = attempt.target.session_key()
             future = await engine.vault.get(Future, entry_key(Future, key))
             entry = future.entry if future else None
@@ -133,8 +138,9 @@ class FormDesk(Desk):
             if wrong
             else None,
             button=f"Connect {handler.row.label}",
+            action="form",
+            hidden={ATTEMPT: asked.attempt.uid},
             fields=form.fields,
-            attempt=asked.attempt.uid,
             note=form.note,
             help_url=form.docs or handler.row.docs,
         )

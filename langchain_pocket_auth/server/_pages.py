@@ -49,6 +49,8 @@ class Outcome(StrEnum):
     LEAVING = auto()
     FORM = auto()
     CHOOSE = auto()
+    FINISH = auto()
+    CODE = auto()
     CONNECTED = auto()
     DECLINED = auto()
     FAILED = auto()
@@ -56,6 +58,10 @@ class Outcome(StrEnum):
     UNKNOWN = auto()
     REPLAYED = auto()
     MISMATCH = auto()
+    SIGN_IN = auto()
+    WRONG_PERSON = auto()
+    WRONG_ACCOUNT = auto()
+    TOO_MANY = auto()
     MALFORMED = auto()
     UNAVAILABLE = auto()
     WITHHELD = auto()
@@ -78,6 +84,17 @@ _WORDS: Final = {  # title and text; names are filled in first, then escaped
     Outcome.CHOOSE: (
         "Which account at {provider}?",
         "You gave access to several. Choose the one that may be used.",
+    ),
+    Outcome.FINISH: (
+        "One more step for {provider}",
+        "{Provider} said yes. Confirm here that it was you who agreed there.",
+    ),
+    Outcome.CODE: (
+        "Your code for {provider}",
+        (
+            "Type it into your own chat, the one that asked you to connect. Give it "
+            "to nobody: whoever has it can use your account."
+        ),
     ),
     Outcome.CONNECTED: ("{Provider} is connected", _BACK),
     Outcome.DECLINED: (
@@ -104,6 +121,25 @@ _WORDS: Final = {  # title and text; names are filled in first, then escaped
         "This answer does not belong to this connection",
         "Nothing was stored. Open the link from your own chat, in one browser only.",
     ),
+    Outcome.SIGN_IN: (
+        "You are not signed in",
+        "Sign in first, then open the link again. It still works.",
+    ),
+    Outcome.WRONG_PERSON: (
+        "This link is for somebody else",
+        "It asks for another user's account, so nothing was done with yours.",
+    ),
+    Outcome.WRONG_ACCOUNT: (
+        "This account cannot be used here",
+        (
+            "{app} takes another account at {provider}. Nothing was stored, and this "
+            "one is not connected. Sign in there with the other one, then try again."
+        ),
+    ),
+    Outcome.TOO_MANY: (
+        "Too many tries",
+        "Wait a minute, then open the link again.",
+    ),
     Outcome.MALFORMED: (
         "This request cannot be read",
         "Nothing was stored. Open the link from the chat again.",
@@ -121,6 +157,8 @@ _BUTTONS = {
     Outcome.PENDING: "Connect {provider}",
     Outcome.FAILED: "Try again",
     Outcome.CHOOSE: "Use this account",
+    Outcome.FINISH: "Finish connecting",
+    Outcome.WRONG_ACCOUNT: "Try again",
 }
 
 
@@ -133,12 +171,15 @@ def page(
     tools: Sequence[str] = (),
     owner: str | None = None,
     account: str | None = None,
+    person: str | None = None,
+    code: str | None = None,
     app_name: str | None = None,
     next_url: str | None = None,
     detail: str | None = None,
     button: str | None = None,
+    action: str = "",
+    hidden: Mapping[str, str] | None = None,
     fields: Mapping[str, FormField] | None = None,
-    attempt: str = "",
     note: str = "",
     help_url: str | None = None,
     choices: Sequence[Choice] = (),
@@ -150,10 +191,11 @@ def page(
     *next_url* is opened at once: a redirect after a form would fall under
     `form-action`, which Chrome applies to every further hop (seen in Chromium 156).
     *detail* is one more sentence: fixed text of ours, never the provider's.
-    *button* labels the form, which posts to the page's own URL; `""`: no form.
-    *fields* are its inputs, always empty; then it posts to the path without the query,
-    with *attempt*. *note* is one more sentence, *help_url* tells where to find what is
-    asked for; only https is linked. *choices* are accounts, of which one is posted.
+    *button* labels the form, which posts to *action*, by default the page's own URL;
+    `""`: no form. With it go *hidden* and *fields*, its inputs, always empty. *note*
+    is one more sentence, *help_url* tells where to find what is asked for; only https
+    is linked. *choices* are accounts, of which one is posted. *person* is who is
+    signed in; *code* is what a person reads and types elsewhere.
 
     Raises:
         ValueError: *next_url* is no http(s) URL.
@@ -176,13 +218,15 @@ def page(
         text=text.format(**names),
         detail=detail,
         lists=((asked, scopes), ("Needed by", tools)),
-        facts=(("For", owner), ("Account", account)),
+        facts=(("Signed in as", person), ("For", owner), ("Account", account)),
+        code=code,
         button=button,
         next_url=next_url,
         onward=f"Continue to {names['provider']}",
-        fields=fields,
+        action=action,
+        hidden=hidden or {},
+        fields=fields or {},
         choices=choices,
-        hidden=(ATTEMPT, attempt),
         note=note,
         help_url=help_url if (help_url or "").startswith("https://") else None,
     )

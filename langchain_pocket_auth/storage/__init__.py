@@ -7,8 +7,11 @@ from ._base import Key, Page, Record, StorageBackend
 
 __all__ = ["Key", "Page", "Record", "StorageBackend", "storage_from_url"]
 
-_KNOWN = "memory://, sqlite:///relative/path.db and sqlite:////absolute/path.db"
-_NOT_YET = frozenset({"postgres", "postgresql", "redis", "rediss"})
+_KNOWN = (
+    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, "
+    "postgresql://user:password@host/database and redis://host:6379/0"
+)
+_REDIS = frozenset({"redis", "rediss", "unix"})
 
 
 def storage_from_url(url: str) -> StorageBackend:
@@ -16,12 +19,14 @@ def storage_from_url(url: str) -> StorageBackend:
     Return the backend that *url* names, not yet opened.
 
     Args:
-        url: `memory://`, `sqlite:///relative/path.db` or
-            `sqlite:////absolute/path.db`.
+        url: `memory://`, or one of those that `storage.sql.SQLBackend` and
+            `storage.redis.RedisBackend` describe: `sqlite:///relative/path.db`,
+            `postgresql://user:password@host/database`, `redis://host:6379/0`.
 
     Raises:
-        ConfigurationError: No store is known by that URL. The text names those
-            that are, and not the URL: it may hold a password.
+        ConfigurationError: No store is known by that URL, or its driver is not
+            installed. The text names those that are known, and not the URL: it may
+            hold a password.
     """
     scheme, _, place = url.partition("://")
     scheme, _, _ = scheme.lower().partition("+")
@@ -29,7 +34,7 @@ def storage_from_url(url: str) -> StorageBackend:
         from .memory import MemoryBackend
 
         return MemoryBackend()
-    if scheme == "sqlite" and place:
+    if scheme in {"postgresql", "postgres"} or (scheme == "sqlite" and place):
         from .sql import SQLBackend
 
         return SQLBackend(url)
@@ -38,9 +43,8 @@ def storage_from_url(url: str) -> StorageBackend:
             "a sqlite:// URL needs a path, such as sqlite:///pocket-auth.db; "
             "to keep nothing, use memory://"
         )
-    if scheme in _NOT_YET:
-        raise ConfigurationError(
-            f"{scheme}:// is not supported yet by this version; use {_KNOWN}, or "
-            "pass a StorageBackend of your own"
-        )
+    if scheme in _REDIS:
+        from .redis import RedisBackend
+
+        return RedisBackend(url)
     raise ConfigurationError(f"no store is known by this URL; known are {_KNOWN}")

@@ -6,13 +6,14 @@ import asyncio
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import URL, Connection, Double, bindparam, make_url
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -20,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
 
 from .._errors import ConfigurationError, StorageUnavailable
+from ._statements import Statements
 
 BUSY_TIMEOUT_S = 10.0
 """How long a call waits while another process writes."""
@@ -38,8 +40,11 @@ class SQLiteFile:
     transaction.
     """
 
-    def __init__(self, url: str) -> None:
+    statements = Statements.of(sqlite.insert, bindparam("now", type_=Double))
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         self._path = _path_of(url)
+        self._clock = clock or time.time
         self._opened = AsyncExitStack()
         self._reader: Any = None
         self._writer: Any = None
@@ -97,7 +102,7 @@ class SQLiteFile:
             raise StorageUnavailable("the SQLite store is not open")
         with _outages():
             rows: Sequence[Any] = await driver.execute_fetchall(
-                _text(statement), _Hidden(parameters)
+                _text(statement), _Hidden(parameters, now=self._clock())
             )
             return rows
 
@@ -145,7 +150,7 @@ def _path_of(url: str) -> Path:
         parsed = URL.create("unreadable")
     if parsed.drivername not in {"sqlite", "sqlite+aiosqlite"}:
         raise ConfigurationError(
-            "only SQLite is supported by this version: sqlite:///path/to/file.db"
+            "a file's URL is sqlite:///path/to/file.db, and its driver aiosqlite"
         )
     if parsed.host or parsed.query:
         raise ConfigurationError(

@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from http.cookiejar import Cookie
+from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -29,7 +31,9 @@ _NO = {"deny", "cancel", "refuse", "reject", "decline", "no", "not", "abort"}
 
 
 @cache
-def _trusted() -> ssl.SSLContext:
+def _trusted(certificate: Path | None) -> ssl.SSLContext:
+    if certificate is not None:
+        return ssl.create_default_context(cafile=certificate)
     return httpx.create_ssl_context()  # 20 ms, so once for all browsers
 
 
@@ -70,8 +74,9 @@ class Browser:
     One person with one cookie jar: use two to play attacker and victim.
 
     It does what browsers do where that matters to a flow: cookies are shared
-    between the ports of a host; `Origin` and `Sec-Fetch-Site` are sent, and
-    `Origin` is `null` from a page with `Referrer-Policy: no-referrer`; a
+    between the ports of a host, and stay behind as their `SameSite` says, by
+    default `Lax`; `Origin` and `Sec-Fetch-Site` are sent, and `Origin` is
+    `null` from a page with `Referrer-Policy: no-referrer`; a
     `form-action` of a Content-Security-Policy also holds for the redirects
     after the form, as in Chromium. It runs no JavaScript.
 
@@ -79,6 +84,8 @@ class Browser:
         username: Typed into sign-in forms.
         password: Default: `<username>-password`.
         fields: What the person types into further fields, by field name.
+        certificate: PEM file of the one certificate to trust over https: a test
+            server's own. Default: what public servers have.
         timeout_s: Of every single request.
     """
 
@@ -88,13 +95,14 @@ class Browser:
         password: str | None = None,
         *,
         fields: Mapping[str, str] | None = None,
+        certificate: str | Path | None = None,
         timeout_s: float = 10.0,
     ) -> None:
         self.username = username
         self.password = f"{username}-password" if password is None else password
         self.fields = dict(fields or {})
         self._http = httpx.Client(
-            verify=_trusted(),
+            verify=_trusted(Path(certificate) if certificate else None),
             timeout=timeout_s,
             trust_env=False,
             # Nothing stays open between requests, so nobody has to close.
@@ -180,10 +188,17 @@ class Browser:
         return self.visit(verification_uri, approve=approve)
 
     def _load(self, to: Navigation) -> httpx.Response:
+        request = self._http.build_request(
+            to.method, to.url, data=to.data, headers=to.headers()
+        )
+        if request.headers.pop("Cookie", None) is not None:
+            sent = httpx.Cookies()
+            for cookie in self._http.cookies.jar:
+                if to.takes_along(_same_site(cookie)):
+                    sent.jar.set_cookie(cookie)
+            sent.set_cookie_header(request)
         with outside():
-            return self._http.request(
-                to.method, to.url, data=to.data, headers=to.headers()
-            )
+            return self._http.send(request)
 
     def _walk(self, url: str, visit: _Visit) -> httpx.Response | str:
         to: Navigation | None = Navigation(url)
@@ -251,6 +266,11 @@ class Browser:
             elif kind in {"text", "email"} and name.lower() in _USERNAME_FIELDS:
                 data[name] = self.username
         return data
+
+
+def _same_site(cookie: Cookie) -> str:
+    written = (cookie.get_nonstandard_attr(n) for n in ("SameSite", "samesite"))
+    return next((value.lower() for value in written if value), "lax")
 
 
 def _key(form: Form, response: httpx.Response) -> tuple[str, ...]:

@@ -41,6 +41,12 @@ class Navigation:
         target = urlsplit(self.url)
         return any(_source_allows(s, target) for s in self.form_action.split())
 
+    def takes_along(self, same_site: str) -> bool:
+        """Whether a cookie of that `SameSite` is sent (RFC 6265bis section 5.6.7)."""
+        if self.site != "cross-site" or same_site == "none":
+            return True
+        return same_site == "lax" and self.method == "GET"
+
     def headers(self) -> dict[str, str]:
         headers = {
             "Sec-Fetch-Dest": "document",
