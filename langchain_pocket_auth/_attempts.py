@@ -232,7 +232,7 @@ class Attempts(HeldGrants):
             elif attempt.grant is None:
                 await self._exchanges.end_attempt(stored, "failed")
             else:
-                await self._withdrawals.settle(stored)
+                await self._withdrawals.settle(stored, attempt.grant)
             if (now := await self.find(attempt.uid)) is None:
                 raise CallbackRefused("unknown")
             stored = now

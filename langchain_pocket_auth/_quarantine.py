@@ -197,16 +197,13 @@ class Quarantine:
             Its attempt, held still; or `exchanging`: the caller has to link it now.
 
         Raises:
-            CallbackRefused: It waits no more, or is given back now: its time is over,
-                or the app does not take the account. Or what *change* raises.
+            CallbackRefused: It waits no more, or is given back now, as the app does not
+                take the account. Or what *change* raises.
         """
         for _ in range(CAS_TRIES):
             attempt, old = stored.entry, stored.entry.grant
             if attempt.status != "held" or old is None:
                 raise CallbackRefused("replayed")
-            if self._vault.now() >= attempt.expires_at:
-                await self._withdrawals.withdraw(stored)
-                raise CallbackRefused("expired")
             new = await self._brought_on(stored, change(old))
             update: dict[str, Any] = {"grant": new}
             if not new.waits:

@@ -171,9 +171,7 @@ class Waiting:
             names = [*stored.entry.attempts, name]
             if await self._replace(stored, {"attempts": names[-MAX_ATTEMPTS:]}):
                 return names[:-MAX_ATTEMPTS]
-            if (now := await self.of(attempt)) is None:
-                return []
-            stored = now
+            stored = await self.of(attempt) or stored
         return None
 
     async def holding(self, attempt: Attempt) -> str | None:

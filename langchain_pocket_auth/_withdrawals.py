@@ -13,6 +13,7 @@ from ._vault import (
     HOLD_KEPT,
     LINK_LIMIT,
     Attempt,
+    Grant,
     Hold,
     Session,
     Stored,
@@ -39,12 +40,13 @@ class Withdrawals:
 
     async def withdraw(self, stored: Stored[Attempt]) -> bool:
         """Give back a grant that waits; `False`: it does not any more."""
-        return stored.entry.status == "held" and await self._withdraw(stored)
-
-    async def _withdraw(self, stored: Stored[Attempt]) -> bool:
         attempt, grant = stored.entry, stored.entry.grant
-        if grant is None:
+        if attempt.status != "held" or grant is None:
             return False
+        return await self._withdraw(stored, grant)
+
+    async def _withdraw(self, stored: Stored[Attempt], grant: Grant) -> bool:
+        attempt = stored.entry
         # Kept until it is given back, should we die over that.
         until = self._vault.now() + LINK_LIMIT
         claim: dict[str, Any] = {"status": "failed", "exchange_until": until}
@@ -94,16 +96,14 @@ class Withdrawals:
 
     async def _expired(self, hold: Stored[Hold]) -> bool:
         stored = await self._vault.get(Attempt, ("attempt", hold.key[1]))
-        if stored is None or stored.entry.grant is None:
+        if stored is None or (grant := stored.entry.grant) is None:
             await self._vault.discard(hold.key)
             return False
-        return await self.settle(stored)
+        return await self.settle(stored, grant)
 
-    async def settle(self, stored: Stored[Attempt]) -> bool:
+    async def settle(self, stored: Stored[Attempt], grant: Grant) -> bool:
         """End a grant that nobody is at any more; whether it was given back."""
-        attempt, grant, now = stored.entry, stored.entry.grant, self._vault.now()
-        if grant is None:
-            return False
+        attempt, now = stored.entry, self._vault.now()
         until = attempt.expires_at
         if attempt.status != "held" and attempt.exchange_until:
             until = attempt.exchange_until
@@ -111,7 +111,7 @@ class Withdrawals:
             return False  # somebody is at it
         used = await self._used(attempt.target.session_key())
         if attempt.status == "held" or used is None or used.context != grant.context:
-            return await self._withdraw(stored)
+            return await self._withdraw(stored, grant)
         # Whoever linked it has died over it.
         await self._waiting.end(attempt, "done", (), grant.account)
         done = attempt.model_copy(update={"status": "done", "grant": None})

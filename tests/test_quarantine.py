@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from conftest import ACME, call, provider, says
 from graphs import ASYNC, DOORS, Work, build, results, thread
 from langgraph.types import Command
 from support import KEYS, Clock, Watched, answer_url, link, state, token, until
+from test_accounts import Sites
 
 from langchain_pocket_auth import (
     CallbackRefused,
@@ -26,13 +29,17 @@ from langchain_pocket_auth import (
     Owner,
     OwnerUnknown,
     PocketAuth,
+    ProviderError,
+    StorageError,
     StorageUnavailable,
     pending_authorizations,
     resume,
 )
-from langchain_pocket_auth._linking import Result
+from langchain_pocket_auth._linking import Linking, Result
 from langchain_pocket_auth._quarantine import Held
 from langchain_pocket_auth._site import THE_APP, Visitor
+from langchain_pocket_auth._vault import Hold
+from langchain_pocket_auth._waiting import Waiting
 from langchain_pocket_auth.server import callback_of
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 
@@ -117,6 +124,7 @@ def make_site(server: AuthorizationServer) -> Iterator[Make]:
         facts = {
             "jwks_uri": server.jwks_uri,
             "device_authorization_endpoint": server.device_authorization_endpoint,
+            **settings.pop("facts", {}),
         }
         settings = {"public_url": URL, "clients": {"acme": ACME}} | settings
         pocket = PocketAuth(
@@ -636,50 +644,76 @@ async def test_grant_whose_time_is_over_is_given_back(
         assert await chat.attempts(lambda a: a.expire_held()) == 1
     assert given_back(server) == 1
     assert not await chat.pocket.confirm(url, code)
-    assert await chat.attempts(lambda a: a.expire_held()) == 0
+
+    async def left(engine: Any) -> int:
+        stray = Hold(until=engine.vault.now())  # of an attempt that is gone
+        await engine.vault.create(("held", "stray"), stray)
+        assert await engine.attempts.expire_held() == 0
+        return len((await engine.vault._backend.walk("held")).records)
+
+    assert await chat.pocket._service.ask(left) == 0
     await chat.agreed(url, alice, at(None))
     assert await chat.pocket.confirm(url, await chat.code(url))
     assert given_back(server) == 1
 
 
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("moment", ["before the link", "after it"])
+@pytest.mark.parametrize("by", ["housekeeping", "a late answer"])
 async def test_grant_of_a_replica_that_died_is_given_back_or_stays(
     make_site: Make,
     server: AuthorizationServer,
     alice: Browser,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    linked: bool,
+    moment: str,
+    by: str,
 ) -> None:
     """Dead before it was linked: given back. Dead right after: it is the owner's."""
-    from langchain_pocket_auth._linking import Linking
-    from langchain_pocket_auth._waiting import Waiting
-
     clock, storage = Clock(monkeypatch), f"sqlite:///{tmp_path}/p.db"
     site = make_site(storage, keys=KEYS, confirm="code")
     url = await link(site.pocket, **WHOSE)
-    await site.agreed(url, alice, at(None))
+    callback = await answer_url(alice, await site.begin(url, at(None)))
+    await site.answer(callback, at(None))
+    code = await site.code(url)
+    clock.forward(590)
 
     async def dies(*_: Any) -> Any:
         raise asyncio.CancelledError
 
+    lost = moment == "before the link"
     with monkeypatch.context() as broken:
-        broken.setattr(*((Waiting, "end") if linked else (Linking, "link")), dies)
+        broken.setattr(*((Linking, "link") if lost else (Waiting, "end")), dies)
         with suppress(asyncio.CancelledError):
-            await site.pocket.confirm(url, await site.code(url))
+            await site.pocket.confirm(url, code)
     site.pocket.close()
-    other_one = make_site(storage, keys=KEYS, confirm="code")
-    assert await other_one.attempts(lambda a: a.expire_held()) == 0
+    twins = [make_site(storage, keys=KEYS, confirm="code") for _ in range(2)]
+    clock.forward(20)
+
+    async def tidied() -> int:
+        work = [twin.attempts(lambda a: a.expire_held()) for twin in twins]
+        return sum(await asyncio.gather(*work))
+
+    assert await tidied() == 0  # its time is over, but somebody may be at it
     clock.forward(3600)
-    assert await other_one.attempts(lambda a: a.expire_held()) == (not linked)
-    assert await other_one.attempts(lambda a: a.expire_held()) == 0
-    assert given_back(server) == (not linked)
-    if linked:
-        assert (await token(other_one.pocket, **WHOSE)).access_token
-        assert [e.type for e in other_one.events].count("connected") == 1
+    if by == "housekeeping":
+        assert await tidied() == lost
+    elif lost:
+        with pytest.raises(ProviderError, match="exchange failed"):
+            await twins[0].answer(callback, at(None))
     else:
-        await other_one.agreed(url, alice, at(None))
-        assert await other_one.pocket.confirm(url, await other_one.code(url))
+        assert (await twins[0].answer(callback, at(None))).outcome == "again"
+    assert await tidied() == 0
+    assert given_back(server) == lost
+    if lost:
+        await twins[1].agreed(url, alice, at(None))
+        assert await twins[1].pocket.confirm(url, await twins[1].code(url))
+        return
+    assert (await token(twins[1].pocket, **WHOSE)).access_token
+
+    async def told() -> bool:
+        return any(twin.told("connected") for twin in twins)
+
+    await until(told)
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -698,14 +732,14 @@ async def test_grant_that_cannot_be_stored_is_not_lost(
 
     async def before(name: str, key: tuple[str, str]) -> None:
         nonlocal away
-        if name == "put" and key[0] == "user:alice" and '"session"' in key[1] and away:
+        if name in {"get", "put"} and '"session"' in key[1] and away:
             away -= 0 if lasting else 1
             raise StorageUnavailable("away")
 
     store.before = before
     settings = {"confirm": "code"} if held else {"verify_user": nobody}
     site = make_site(store, keys=KEYS, **settings)
-    url = await link(site.pocket, **WHOSE)
+    url = await link(site.pocket, *SIGNED, **WHOSE)
 
     async def connected() -> bool:
         result = await site.agreed(url, alice, at("alice"))
@@ -723,6 +757,250 @@ async def test_grant_that_cannot_be_stored_is_not_lost(
     away = 0
     assert await connected()
     assert given_back(server) == 1
+
+
+class Store(Watched):
+    """A storage where others are faster, and whose answers are lost on the way."""
+
+    refuses: Callable[[str], bool] | None = None
+    forgets: Callable[[str], bool] | None = None
+
+    async def put(self, key: tuple[str, str], value: bytes, **kwargs: Any) -> bool:
+        name = f"{key[0]} {key[1]}"
+        if self.refuses is not None and self.refuses(f"{name} {kwargs['ttl']}"):
+            return False
+        done = await super().put(key, value, **kwargs)
+        if self.forgets is not None and self.forgets(f"{name} {kwargs['ttl']}"):
+            self.forgets = None
+            raise StorageUnavailable("the answer was lost")
+        return done
+
+
+@pytest.mark.parametrize("what", ["click", "answer", "grant", "code"])
+async def test_too_many_writers_lose_no_grant(
+    make_site: Make, server: AuthorizationServer, alice: Browser, what: str
+) -> None:
+    """Who cannot write down what they do has done nothing, or it is undone."""
+    store = Store("memory://")
+    site = make_site(store, keys=KEYS, confirm="code")
+    url = await link(site.pocket, **WHOSE)
+    if what == "click":
+        store.refuses = lambda name: '"future"' in name
+        with refusal("too_many"):
+            await site.begin(url, at(None))
+        return
+    there = await answer_url(alice, await site.begin(url, at(None)))
+    if what != "code":
+        place = '"future"' if what == "answer" else "30 days"
+        store.refuses = lambda name: place in name and not name.startswith("held")
+        with pytest.raises(StorageError):
+            await site.answer(there, at(None))
+        store.refuses = None
+        assert given_back(server) == 1
+        assert await site.held(url) is None
+        return
+    await site.answer(there, at(None))
+    code = await site.code(url)
+    store.refuses = lambda name: name.startswith("attempt")
+    with pytest.raises(StorageError, match="too many writers"):
+        await site.pocket.confirm(url, code)
+    # A mark that is left behind leads nowhere.
+    store.refuses = lambda name: '"future"' in name
+    for n in range(5):
+        assert not await site.pocket.confirm(url, other(code.replace("-", ""), n))
+    store.refuses = None
+    assert given_back(server) == 1
+    assert await site.held(url) is None
+    await site.agreed(url, alice, at(None))
+    assert await site.pocket.confirm(url, await site.code(url))
+
+
+async def test_answer_of_the_store_may_be_lost_when_a_grant_is_kept(
+    make_site: Make, server: AuthorizationServer, alice: Browser
+) -> None:
+    """It was stored all the same: that is looked up, and nothing is given back."""
+    store = Store("memory://")
+    site = make_site(store, keys=KEYS, confirm="code")
+    url = await link(site.pocket, **WHOSE)
+    there = await answer_url(alice, await site.begin(url, at(None)))
+    store.forgets = lambda name: name.startswith("attempt") and "30 days" in name
+    await site.answer(there, at(None))
+    assert store.forgets is None
+    assert given_back(server) == 0
+    assert await site.pocket.confirm(url, await site.code(url))
+
+
+async def test_code_is_used_once_however_often_it_comes(
+    make_site: Make, server: AuthorizationServer, alice: Browser
+) -> None:
+    """Of several that come at once one connects; one for what is gone does not."""
+    store = Store("memory://")
+    site = make_site(store, keys=KEYS, confirm="code")
+    url = await link(site.pocket, **WHOSE)
+    await site.agreed(url, alice, at(None))
+    code = await site.code(url)
+
+    async def slow(name: str, key: tuple[str, str]) -> None:
+        if key[0] == "attempt":
+            await asyncio.sleep(0.02)
+
+    store.before = slow
+    at_once = [site.pocket.confirm(url, code) for _ in range(5)]
+    assert sorted(await asyncio.gather(*at_once)) == [*[False] * 4, True]
+    assert given_back(server) == 0
+    url = await link(site.pocket, "more", **WHOSE)
+    await site.agreed(url, alice, at(None))
+    code = await site.code(url)
+
+    async def erased(name: str, key: tuple[str, str]) -> None:
+        if (name, key[0]) == ("put", "attempt"):
+            await store.inner.delete(key)
+
+    store.before = erased
+    assert not await site.pocket.confirm(url, code)
+    store.before = None
+    # Nor does it stand in the way of the next.
+    await site.agreed(url, alice, at(None))
+    assert await site.pocket.confirm(url, await site.code(url))
+
+
+async def test_grant_that_is_being_linked_is_not_given_back_for_a_newer_one(
+    chat: Site, server: AuthorizationServer, alice: Browser, bob: Browser
+) -> None:
+    """The code of one tab comes while another tab agrees: the first is connected."""
+    url, reached, go = await link(chat.pocket, **WHOSE), asyncio.Event(), []
+    tabs = [await chat.begin(url, at("alice")) for _ in range(2)]
+    await chat.answer(await answer_url(alice, tabs[0]), at("alice"))
+    loop, link_it = asyncio.get_running_loop(), Linking.link
+
+    async def waits(*args: Any) -> Result:
+        loop.call_soon_threadsafe(reached.set)
+        while not go:  # noqa: ASYNC110 - on another loop
+            await asyncio.sleep(0.005)
+        return await link_it(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Linking, "link", waits)
+        code = await chat.code(url)
+        first = asyncio.ensure_future(chat.pocket.confirm(url, code))
+        await asyncio.wait_for(reached.wait(), 5)
+        await chat.answer(await answer_url(bob, tabs[1]), at("alice"))
+        go.append(True)
+        assert await first
+    assert given_back(server) == 0
+    assert await state(chat.pocket, **WHOSE) == "SKIP_AUTH"
+
+
+async def test_consent_of_an_owner_who_disconnects_meanwhile_is_given_back(
+    make_site: Make, server: AuthorizationServer, alice: Browser
+) -> None:
+    """Their link is gone while the code is exchanged: so is what it brought."""
+    store = Store("memory://")
+    site = make_site(store, keys=KEYS, confirm="code")
+    url = await link(site.pocket, **WHOSE)
+    there = await answer_url(alice, await site.begin(url, at(None)))
+
+    async def before(name: str, key: tuple[str, str]) -> None:
+        if name == "put" and key[0] == "held":
+            for each in await store.inner.list("user:alice"):
+                await store.inner.delete(("user:alice", each))
+
+    store.before = before
+    with refusal("expired"):
+        await site.answer(there, at(None))
+    assert given_back(server) == 1
+
+
+async def test_refused_upgrade_leaves_the_working_connection_alone(
+    chat: Site, server: AuthorizationServer, alice: Browser, bob: Browser
+) -> None:
+    """Many providers end all that one person gave one app: only others' is given back."""
+    url = await link(chat.pocket, *SIGNED, **WHOSE)
+    await chat.agreed(url, alice, at(None))
+    assert await chat.pocket.confirm(url, await chat.code(url))
+    more = (*SIGNED, "write")
+    url = await link(chat.pocket, *more, **WHOSE)
+    for person, back in ((alice, 0), (bob, 1)):
+        await chat.agreed(url, person, at(None))
+        code = (await chat.code(url)).replace("-", "")
+        for n in range(5):
+            assert not await chat.pocket.confirm(url, other(code, n))
+        assert given_back(server) == back
+        assert await token(chat.pocket, *SIGNED, **WHOSE)
+    # Agreed to in the end, with another account: that of before is not needed any more.
+    await chat.agreed(url, bob, at(None))
+    assert await chat.pocket.confirm(url, await chat.code(url))
+    assert given_back(server) == 2
+    assert await state(chat.pocket, *more, **WHOSE) == "SKIP_AUTH"
+
+
+async def test_second_account_at_one_link_is_given_back(
+    signed_in: Site, server: AuthorizationServer, alice: Browser, bob: Browser
+) -> None:
+    """The first success counts; what another tab brings is kept by nobody."""
+    url = await link(signed_in.pocket, *SIGNED, **WHOSE)
+    tabs = [await signed_in.begin(url, at("alice")) for _ in range(3)]
+    for person, there, back in zip((alice, bob, alice), tabs, (0, 1, 1), strict=True):
+        await signed_in.answer(await answer_url(person, there), at("alice"))
+        assert given_back(server) == back
+    context = await token(signed_in.pocket, *SIGNED, **WHOSE)
+    assert context.account == "alice@users.test"  # type: ignore[attr-defined]
+
+
+async def test_owner_chooses_in_their_own_browser_and_vouches_by_that(
+    make_site: Make, server: AuthorizationServer, alice: Browser
+) -> None:
+    """Who chooses is compared like who starts; the choice is made once."""
+    with Sites() as sites:
+        serve = {"target": sites.serve_forever, "args": (0.01,)}
+        threading.Thread(**serve, daemon=True).start()
+        members = {"endpoint": sites.url, "members": {"site": "id"}}
+        site = make_site(
+            verify_user=nobody, confirm="code", facts={"account_lookup": members}
+        )
+        url, here = await link(site.pocket, **WHOSE), at("alice").browser or ""
+        callback = await answer_url(alice, await site.begin(url, at("alice")))
+        seen = Visitor(browser=here)
+        assert (await site.answer(callback, seen)).outcome == "choose"
+        sites.shutdown()
+
+    async def choose(visitor: Visitor, choice: str = "c-2") -> Result:
+        ticket = url.rpartition("/")[2]
+        return await site.attempts(lambda a: a.choose(ticket, choice, visitor))
+
+    for visitor, reason in [
+        (at("alice", "another"), "mismatch"),
+        (at("bob", here), "wrong_person"),
+        (seen, "sign_in"),
+    ]:
+        with refusal(reason):
+            await choose(visitor)
+    with refusal("malformed"):
+        await choose(at("alice"), "c-9")
+    held = await site.held(url)
+    assert held is not None
+    assert [each.id for each in held.choices] == ["c-1", "c-2"]
+    assert (await choose(at("alice"))).outcome == "held"
+    with refusal("replayed"):
+        await choose(at("alice"))
+    assert await site.pocket.confirm(url, await site.code(url))
+    assert given_back(server) == 0
+
+
+async def test_link_that_runs_out_meanwhile_lets_the_owner_finish(
+    make_site: Make, alice: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They agreed in time; only to begin anew is it too late."""
+    clock = Clock(monkeypatch)
+    site = make_site(verify_user=nobody, future_ttl=timedelta(minutes=5))
+    url, here = await link(site.pocket, **WHOSE), at("alice").browser or ""
+    callback = await answer_url(alice, await site.begin(url, at("alice")))
+    clock.forward(240)
+    await site.answer(callback, Visitor(browser=here))
+    clock.forward(240)
+    with refusal("expired"):
+        await site.begin(url, at("alice"))
+    assert (await site.vouch(url, at("alice"))).outcome == "connected"
 
 
 async def test_flood_of_clicks_leaves_a_handful_of_attempts(

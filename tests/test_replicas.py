@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import ACME, free_port
+from databases import Postgres, Redis
 from support import BOUND_S, KEYS
 
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
@@ -119,13 +120,12 @@ async def flows(store: str, folder: Path, count: int) -> dict[str, int]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("store", ["postgres", "redis"])
 async def test_any_replica_serves_any_step(
-    store: str, tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, postgres_server: Postgres
 ) -> None:
     """Question, page, callback and resume fall on either; nobody is asked twice."""
-    running = request.getfixturevalue(f"{store}_server")
-    counted = await flows(running.url(running.fresh()), tmp_path, FLOWS)
+    url = postgres_server.url(postgres_server.fresh())
+    counted = await flows(url, tmp_path, FLOWS)
     busier, other = counted.pop("served by the busier"), counted["served by the other"]
     assert busier - counted.pop("served by the other") <= 1, (busier, other)
     assert counted == {
@@ -144,8 +144,6 @@ if (
 ):  # python tests/test_replicas.py [sqlite|postgres|redis] [200]
     import tempfile
     from contextlib import ExitStack
-
-    from databases import Postgres, Redis
 
     kind, number = (*sys.argv[1:], "postgres", "200")[:2]
     with ExitStack() as stack:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import html
-import json
 import os
 import re
 from collections.abc import Coroutine
@@ -27,10 +26,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
-    consumes,
     invariant,
     multiple,
-    precondition,
     rule,
 )
 from support import KEYS, Clock, outcome_of
@@ -208,7 +205,9 @@ class Weather(RuleBasedStateMachine):
             request = httpx.Request(method, url, headers=headers)
             answer = await pages.handle_async_request(request)
             body = await answer.aread()
-            return httpx.Response(answer.status_code, headers=answer.headers, content=body)
+            return httpx.Response(
+                answer.status_code, headers=answer.headers, content=body
+            )
 
         return run(load())
 
@@ -220,9 +219,9 @@ class Weather(RuleBasedStateMachine):
 
     def _state(self, place: Place, scopes: tuple[str, ...]) -> str:
         session, question = self._sessions.get(place), self._questions.get(place)
-        if session and set(scopes) <= session.scopes:
-            if found := session.usable(self._now):
-                return found
+        covered = session is not None and set(scopes) <= session.scopes
+        if covered and session and (found := session.usable(self._now)):
+            return found
         if question and question.is_open(self._now) and set(scopes) <= question.scopes:
             return "PENDING_RESOLVE"
         return "DO_AUTH" if session else "NO_SESSION"
@@ -289,9 +288,7 @@ class Weather(RuleBasedStateMachine):
     def use(self, place: Place, scopes: tuple[str, ...], pocket: int) -> None:
         expected = self._state(place, scopes)
         asks = self._request(place, scopes, pocket)
-        work = self._pockets[pocket].authenticate(
-            asks, timeout=0, **self._where(place)
-        )
+        work = self._pockets[pocket].authenticate(asks, timeout=0, **self._where(place))
         session = self._sessions.get(place)
         if expected == "DO_REFRESH":
             assert session is not None
@@ -389,7 +386,11 @@ class Weather(RuleBasedStateMachine):
         if self._state(place, scopes) in {"SKIP_AUTH", "DO_REFRESH"}:
             return
         question = self._questions.get(place)
-        run(run_in(service, service.settle(Owner("user", owner), [outcome], now, ask=True)))
+        run(
+            run_in(
+                service, service.settle(Owner("user", owner), [outcome], now, ask=True)
+            )
+        )
         if outcome.consent is None:
             return
         self._ask(place, scopes, outcome.consent.url)
@@ -414,7 +415,10 @@ class Weather(RuleBasedStateMachine):
         assert outcome_of(looked) == (told or finished)
         found = re.search(r'href="(http[^"]+/authorize[^"]*)"', page.text)
         assert found, page.text
-        query = {k: v[0] for k, v in parse_qs(urlsplit(html.unescape(found[1])).query).items()}
+        query = {
+            k: v[0]
+            for k, v in parse_qs(urlsplit(html.unescape(found[1])).query).items()
+        }
         assert set(query["scope"].split()) == question.scopes
         return Click(place, question, set(question.scopes), query, self._now)
 
@@ -514,7 +518,11 @@ class Weather(RuleBasedStateMachine):
         if expected in {303, 502, 503}:
             click.answer, click.outcome = address, expected
         question = self._questions.get(click.place)
-        if expected == 303 and question is click.question and question.status == "pending":
+        if (
+            expected == 303
+            and question is click.question
+            and question.status == "pending"
+        ):
             question.status = "denied"
 
     @rule(

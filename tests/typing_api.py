@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
 import httpx
 from fastapi import APIRouter
@@ -137,7 +137,10 @@ def pauses(result: dict[str, Any]) -> Command[Any]:
     assert_type(pending, list[PendingAuthorization])
     assert_type(pending[0].url, str)
     assert_type(pending[0].missing_scopes, tuple[str, ...])
+    assert_type(pending[0].confirm, Literal["code"] | None)
     resume(result)
+    resume(result, code="K7MQ-X2RD")
+    resume(result, code={"github": "K7MQ-X2RD"})
     return resume(result, decline=[pending[0], "github"])
 
 
@@ -197,6 +200,7 @@ async def watch(
     assert_type(await pocket.connect("github", scopes=["repo"]), AuthContext)
     [pending] = pending_authorizations(graph)
     await pocket.connect(pending, paste=True)
+    assert_type(await pocket.confirm(pending, "K7MQ-X2RD", owner="alice"), bool)
     auth = await pocket.connect("github", device=True)
     assert_type(auth.headers(), dict[str, str])
     assert_type(auth.apply(httpx.Request("GET", "https://a.test")), httpx.Request)

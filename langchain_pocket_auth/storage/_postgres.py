@@ -17,32 +17,20 @@ from sqlalchemy import (
     event,
     extract,
     func,
+    literal_column,
     make_url,
     select,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import psycopg as driver
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    DisconnectionError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import ClauseElement
 
 from .._errors import ConfigurationError, StorageUnavailable
+from ._postgres_errors import FAILURES, StorageInterrupted, unavailable
 from ._statements import Statements
-
-try:
-    import psycopg
-    from psycopg.pq import Conninfo
-except ImportError as error:
-    raise ConfigurationError(
-        "PostgreSQL needs a driver that is not installed: "
-        'pip install "langchain-pocket-auth[postgres]"'
-    ) from error
 
 CALL_TIMEOUT_S = 10.0
 """How long a call takes at most, connecting included."""
@@ -61,36 +49,6 @@ _LOCK = func.pg_advisory_xact_lock(0x706F636B6574)
 # Names a dead peer within a minute, as a proxy's silence would not.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
-# What is said of an error. Only these words, because the server's and libpq's
-# texts may quote a value, or what a misread URL took for the host.
-_RIGHTS = (
-    "the role has too few rights: GRANT SELECT, INSERT, UPDATE, DELETE ON "
-    "pocket_auth_schema, pocket_auth_records, once a role that may create tables "
-    "has opened the store"
-)
-_REMEDIES = {
-    psycopg.errors.InsufficientPrivilege: _RIGHTS,
-    psycopg.errors.UndefinedTable: "its tables are gone; they are made when it opens",
-    psycopg.errors.ReadOnlySqlTransaction: "it is read-only; name the primary server",
-}
-_PHRASES = (
-    "authentication failed",
-    "no password supplied",
-    "does not exist",
-    "Connection refused",
-    "No such file or directory",
-    "failed to resolve host",
-    "connection timeout expired",
-    "too many clients",
-    "remaining connection slots",
-    "starting up",
-    "shutting down",
-    "closed the connection unexpectedly",
-    "certificate",
-    "no encryption",
-)
-
-
 T_ = TypeVar("T_")
 
 
@@ -107,7 +65,9 @@ class PostgresPool:
     a read repeated; of a write nobody knows whether it happened, so it is not.
     """
 
-    statements = Statements.of(postgresql.insert, _NOW, _ONCE)
+    statements = Statements.of(
+        postgresql.insert, _NOW, once=_ONCE, row=literal_column("ctid")
+    )
 
     def __init__(self, url: str, size: int) -> None:
         self._url, self._size = _parsed(url), size
@@ -132,7 +92,7 @@ class PostgresPool:
     async def read(
         self, statement: ClauseElement, parameters: Mapping[str, Any]
     ) -> Sequence[Any]:
-        with suppress(_Passing):
+        with suppress(StorageInterrupted):
             return await self.write(statement, parameters)
         return await self.write(statement, parameters)
 
@@ -207,14 +167,10 @@ class PostgresPool:
                 f"all {self._size} connections to PostgreSQL are in use; `pool_size` "
                 "allows for more"
             )
-        except (OSError, SQLAlchemyError, psycopg.Error) as error:
-            failed = _unavailable(error)
+        except FAILURES as error:
+            failed = unavailable(error)
         # Out here it has no context: that could quote what it must not.
         raise failed
-
-
-class _Passing(StorageUnavailable):
-    """It is not about the statement: the connection broke, the server restarts."""
 
 
 @cache
@@ -235,18 +191,6 @@ def _refuse_ended(connection: Any, *_: object) -> None:
             raise DisconnectionError
 
 
-def _unavailable(error: Exception) -> StorageUnavailable:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    known = [remedy for kind, remedy in _REMEDIES.items() if isinstance(cause, kind)]
-    # Before there is a connection, errors have no code, only a text.
-    coded = getattr(cause, "sqlstate", None) is not None
-    said = [phrase for phrase in _PHRASES if not coded and phrase in str(cause)]
-    reason = (*known, *said, type(cause).__name__)[0]
-    passing = isinstance(cause, psycopg.OperationalError)
-    kind = _Passing if passing else StorageUnavailable
-    return kind(f"PostgreSQL does not answer: {reason}")
-
-
 def _parsed(url: str) -> URL:
     """
     Read the URL.
@@ -254,6 +198,8 @@ def _parsed(url: str) -> URL:
     Raises:
         ConfigurationError: It is none, or has settings that libpq does not know.
     """
+    from psycopg.pq import Conninfo
+
     parsed = URL.create("unreadable")
     # With a second @ part of a password would be taken for the host, and logged.
     if url.count("@") <= 1:

@@ -12,9 +12,12 @@ from sqlalchemy import (
     Double,
     Integer,
     LargeBinary,
+    Select,
     Text,
+    any_,
     bindparam,
     delete,
+    func,
     literal_column,
     null,
     or_,
@@ -64,7 +67,12 @@ class Statements:
 
     @classmethod
     def of(
-        cls, insert: Callable[..., Any], now: ColumnElement[float], once: Any = None
+        cls,
+        insert: Callable[..., Any],
+        now: ColumnElement[float],
+        *,
+        once: Any = None,
+        row: Any = None,
     ) -> Self:
         """
         Build them.
@@ -78,6 +86,7 @@ class Statements:
             now: Seconds since the epoch, by the store's clock.
             once: The same, read once in a statement, where that is another
                 expression: what an index can be searched for.
+            row: Where a row is, if there is something faster than its key.
         """
         alive = or_(_R.expires_at.is_(None), _R.expires_at > now)
         expired = _R.expires_at <= (now if once is None else once)
@@ -97,6 +106,18 @@ class Statements:
             .offset(_FROM_THE_FIRST)
         )
         place, start = tuple_(_R.namespace, _R.name), tuple_(_NAMESPACE, _NAME)
+        # Two that sweep at once take different rows, and wait for nobody.
+        few = (
+            select(*((_R.namespace, _R.name) if row is None else (row,)))
+            .where(expired)
+            # Else PostgreSQL, which cannot know how few have expired, may read the
+            # table until it has met so many.
+            .order_by(_R.expires_at)
+            .limit(_MOST)
+            .offset(_FROM_THE_FIRST)
+            .with_for_update(skip_locked=True)
+        )
+        among = place.in_(few) if row is None else row == any_(_array(few))
         free_for_holder = or_(
             _R.lease_until.is_(None), _R.lease_until <= now, _R.lease_holder == _HOLDER
         )
@@ -130,17 +151,10 @@ class Statements:
             .where(*there, _R.lease_holder == _HOLDER)
             .values(_UNLEASED)
             .returning(_DONE),
-            # Two that sweep at once take different rows, and wait for nobody.
-            sweep=delete(RECORDS)
-            .where(
-                place.in_(
-                    select(_R.namespace, _R.name)
-                    .where(expired)
-                    .limit(_MOST)
-                    .offset(_FROM_THE_FIRST)
-                    .with_for_update(skip_locked=True)
-                ),
-                expired,
-            )
-            .returning(_DONE),
+            sweep=delete(RECORDS).where(among, expired).returning(_DONE),
         )
+
+
+def _array(few: Select[Any]) -> Any:
+    # For IN (SELECT ...) PostgreSQL may read the table.
+    return func.array(few.scalar_subquery())

@@ -5,6 +5,9 @@ On SQLite and PostgreSQL a small and a large store are filled with sealed record
 owners with four connections each, and one link with a lifetime to every ten sessions.
 Then both stores take turns, because absolute times drift on shared machines; figures
 are medians. Every check reads the store: nothing is remembered.
+
+A sweep that erases costs more in a large store, because what it erases lies on as many
+pages there, and on few in a small one; it depends on their number, not on the store's.
 """
 
 from __future__ import annotations
@@ -74,14 +77,16 @@ class Store:
         return spent
 
     async def sweep(self) -> float:
-        for _ in range(SWEPT):
-            key = ticket_key(secrets.token_urlsafe())
-            await self.backend.put(key, b"", version=1, expected=None, ttl=timedelta())
-        begun = time.perf_counter()
-        erased = await self.backend.sweep()
-        spent = time.perf_counter() - begun
-        assert erased == SWEPT, erased
-        return spent
+        now = timedelta()
+        while True:
+            for _ in range(SWEPT):
+                key = ticket_key(secrets.token_urlsafe())
+                await self.backend.put(key, b"", version=1, expected=None, ttl=now)
+            begun = time.perf_counter()
+            erased = await self.backend.sweep()
+            spent = time.perf_counter() - begun
+            if erased == SWEPT:  # else the pocket's housekeeping came first
+                return spent
 
     async def sweep_nothing(self) -> float:
         begun = time.perf_counter()
