@@ -306,11 +306,25 @@ class Attempts(HeldGrants):
     # ------------------------------------------------- answers outside a callback
 
     async def resolve(self, uid: str, value: Any) -> bool:
-        """Keep an answer that came outside a callback; `authenticate` exchanges it."""
+        """
+        Keep an answer that came outside a callback; `authenticate` exchanges it.
+
+        Raises:
+            ConfigurationError: Many use this app, and nothing says whose answer it is.
+        """
         stored = await self.find(uid)
         if stored is None or stored.entry.status != "pending":
             return False
         attempt = stored.entry
+        if self._site.public:
+            # Whoever began it would be asked to vouch, or shown the code, for a
+            # consent that came from a browser which nobody has looked at.
+            raise ConfigurationError(
+                f"{attempt.handler}: with public_url an answer counts only where the "
+                "person's browser can be compared: hand the route that calls "
+                "resolve_future to PocketAuth(routers=[...]) instead of mounting it "
+                "beside pocket.router"
+            )
         if self._vault.now() >= attempt.expires_at:
             return False
         entry = attempt.model_copy(update={"status": "resolved", "answer": value})

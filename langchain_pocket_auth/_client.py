@@ -76,13 +76,29 @@ class ProviderAuth(httpx.Auth):
             answer.read()
             yield self._placed(again.restored())
 
-    def _placed(self, request: httpx.Request) -> httpx.Request:
+    def check(self, request: httpx.Request) -> None:
+        """
+        Refuse a request to another host, also one that follows a redirect.
+
+        Raises:
+            ConfigurationError: It is none of this provider's API.
+        """
         if _origin(str(request.url)) not in self._origins:
             raise ConfigurationError(
                 f"{request.url.host} is not known as a host of this provider's API, so "
                 "it gets no credential; if it is one, name it in hosts=[...]"
             )
-        return self._context.apply(request)
+
+    async def acheck(self, request: httpx.Request) -> None:
+        """Refuse the same, as asynchronous clients call it."""
+        self.check(request)
+
+    def _placed(self, request: httpx.Request) -> httpx.Request:
+        self.check(request)
+        placed = self._context.apply(request)
+        # A row may hold the whole address, credential and all.
+        self._origins.add(_origin(str(placed.url)))
+        return placed
 
 
 class _Copy:
@@ -145,5 +161,10 @@ def client(
         )
     settings.setdefault("base_url", context.api_base_url or "")
     auth = ProviderAuth(context, hosts, renew, renew_sync)
+    # `follow_redirects` of a single call, too: httpx leaves in what is no
+    # `Authorization`, and asks no `Auth` about where a redirect leads.
+    hooks = settings.pop("event_hooks", {})
+    last = auth.check if synchronous else auth.acheck
+    settings["event_hooks"] = {**hooks, "request": [*hooks.get("request", ()), last]}
     kind = httpx.Client if synchronous else httpx.AsyncClient
     return kind(auth=auth, follow_redirects=False, **settings)

@@ -276,13 +276,18 @@ class Connections:
         attempts = await self._attempts.forget(owner)
         pauses = await self._pauses.forget(owner)
         await self._vault.clear(owner)
+        # What an answer has stored meanwhile; erased only, it would stay granted.
+        late, _ = await self.end(owner, lambda _: True)
         async for pointer in self._vault.entries(Pointer, "ticket"):
             if pointer.entry.session_key().owner == owner:
                 await self._vault.discard(pointer.key)
         self._changed(owner)
         self._tell(Event(type="forgotten", owner=owner))
         return Forgotten(
-            connections=connections, links=links, attempts=attempts, pauses=pauses
+            connections=connections + late,
+            links=links,
+            attempts=attempts,
+            pauses=pauses,
         )
 
 

@@ -50,6 +50,7 @@ from ._vault import (
     entry_key,
 )
 from ._waiting import LOOK_AGAIN_S, Waiting
+from .handlers import AuthHandlerInterface
 
 logger = logging.getLogger(__name__)
 
@@ -434,19 +435,14 @@ class Engine:
             if stored is None:
                 return None
             context, session = stored.entry.auth_context(), stored.entry
-            if context.access_token != token and lacking is None:
-                return stored  # renewed meanwhile
             handler = self.registry.named(key.connection.partition("?")[0])
-            if lacking is None and not session.needs_consent:
-                if handler.unattended:
-                    await self.vault.delete(stored)
-                    return await self._refresher.obtain(key, handler, session.scopes)
-                if handler.can_refresh(context):
-                    renewed = await self._refresher.renew(key, handler, refused=token)
-                    self._changed(key.owner)
-                    usable_now = renewed and not renewed.entry.needs_consent
-                    new = renewed.entry.auth_context() if renewed else context
-                    return renewed if usable_now and new != context else None
+            if context.access_token != token and not handler.missing_scopes(
+                session.scopes, lacking or ()
+            ):
+                return stored  # renewed meanwhile, or granted
+            renewable = handler.unattended or handler.can_refresh(context)
+            if lacking is None and renewable and not session.needs_consent:
+                return await self._made_anew(key, handler, stored)
             update: dict[str, Any] = {"refused": True}
             if lacking is not None:
                 missed = {" ".join(sorted(needed)): list(lacking)}
@@ -460,6 +456,23 @@ class Engine:
                 self._tell(Event.at(key, "needs_reconnect", **about, reason=why))
                 return None
         raise StorageError("a session could not be changed: too many writers")
+
+    async def _made_anew(
+        self, key: SessionKey, handler: AuthHandlerInterface, refused: Stored[Session]
+    ) -> Stored[Session] | None:
+        """Renew a session that an API refuses; `None` if it stays as it is."""
+        context = refused.entry.auth_context()
+        if handler.unattended:
+            if not self._refresher.forces(key):
+                return None
+            await self.vault.delete(refused)
+            return await self._refresher.obtain(key, handler, refused.entry.scopes)
+        token = context.access_token
+        renewed = await self._refresher.renew(key, handler, refused=token)
+        self._changed(key.owner)
+        if renewed is None or renewed.entry.needs_consent:
+            return None
+        return renewed if renewed.entry.auth_context() != context else None
 
     # ----------------------------------------------------------- how futures end
 

@@ -105,11 +105,12 @@ class CallbackRefused(PocketAuthError):  # noqa: N818
             `mismatch`, `malformed`; where persons are told apart also `sign_in`
             (nobody is signed in), `wrong_person` (somebody else is),
             `wrong_account` (the app does not take it), `too_many` (clicks at once).
+        account: Whose account the app does not take, where the provider told.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, account: str | None = None) -> None:
         super().__init__(f"the authorization answer was refused: {reason}")
-        self.reason = reason
+        self.reason, self.account = reason, account
 
 
 class RedactedContext(PocketAuthError):  # noqa: N818

@@ -118,9 +118,12 @@ class Outbox:
                 if debt is not None:
                     await self._pay_now(debt)
                 return True
-            # Renewed this very moment: the grant to give back is the newer one.
-            if debt is not None and debt.record is not None:
-                await self._vault.delete(debt.record)
+            # Renewed or deleted this very moment: this grant is not ours to give back.
+            # Unless somebody goes on by our record, who has leased it then.
+            if debt is not None and (record := debt.record) is not None:
+                holder = secrets.token_urlsafe(16)
+                if await self._vault.lease(record, holder, LEASE):
+                    await self._vault.delete(record)
         raise StorageError("a session could not be deleted: too many writers")
 
     async def _owe(self, key: SessionKey, stored: Stored[Session]) -> _Debt | None:
@@ -162,7 +165,8 @@ class Outbox:
             handler: Where it came from.
             scopes: What it grants.
             context: Its tokens.
-            spare: Do not revoke it late if there is a session at *key* by then.
+            spare: Do not revoke it late if there is a session at *key* by then, of
+                an account that is not known; one of the same always spares it.
         """
         if not handler.can_revoke(context):
             return
@@ -297,9 +301,11 @@ class Outbox:
             if not await self._vault.delete(session):
                 return False
             await self._gone(key, session.entry, None)
-        elif session is not None and (owed.spares or owed.session_version is not None):
-            known = {session.entry.account, _account(context)}
-            if None in known or len(known) == 1:
+        elif session is not None:
+            ours, theirs = _account(context), session.entry.account
+            unknown = ours is None or theirs is None
+            spares = owed.spares or owed.session_version is not None
+            if spares if unknown else ours == theirs:
                 return await self._closed(debt, "it was connected anew meanwhile")
         return await self._pay(debt)
 

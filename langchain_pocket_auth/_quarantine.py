@@ -260,7 +260,7 @@ class Quarantine:
         if matcher is not None and not await is_taken(matcher, owner, context):
             account = getattr(context, "account", None)
             self.refused(attempt, "the app does not take this account", account)
-            raise CallbackRefused("wrong_account")
+            raise CallbackRefused("wrong_account", account=account)
 
     def refused(
         self, attempt: Attempt, reason: str, account: str | None = None

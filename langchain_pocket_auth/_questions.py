@@ -73,6 +73,8 @@ class Questions:
             turns=[turn.name] if turn else [],
             pauses=_pauses({}, turn),
             refused=dict(old.entry.refused) if old else {},
+            # What somebody has agreed to already: still good, and still to be ended.
+            held=old.entry.held if old else None,
             tools=sorted(tools),
             expires_at=self._vault.now() + self._future_ttl,
         )

@@ -245,6 +245,14 @@ class Refresher:
                 return self._old(stored, context, key, None)
             await asyncio.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter
 
+    def forces(self, key: SessionKey) -> bool:
+        """Whether a token that an API refuses may be made anew now; counts as done."""
+        now = self._vault.now()
+        if not self._may_force(key, now):
+            return False
+        self._force(key, now)
+        return True
+
     def _may_force(self, key: SessionKey, now: datetime) -> bool:
         # An API that takes no token at all must not cost a request each time.
         last = self._forced.get(key)

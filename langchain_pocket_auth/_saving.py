@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from ._errors import StorageError, StorageUnavailable
+from ._errors import ConfigurationError, StorageError, StorageUnavailable
 from ._events import Event, Tell
 from ._models import AuthContext, SessionKey
 from ._outbox import Outbox
@@ -26,6 +26,8 @@ SAVE_LIMIT_S = 5.0  # how long callers wait for a store that is away
 SAVE_EVERY_S = 1.0  # after that, in the background
 SAVE_FOR_S = 600.0  # then the grant is as good as lost
 CLOSE_LIMIT_S = 5.0  # most token requests take less than one
+# A store that lets nobody in any more is repaired, too, and this token is spent.
+_AWAY = (StorageUnavailable, ConfigurationError)
 
 
 class Lease:
@@ -94,19 +96,27 @@ class Saving:
         A record that has changed meanwhile counts more. `None`: it is gone, and the
         new grant is given back.
         """
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(SAVE_LIMIT_S):
-                for pause_s in (0.1, 0.3, 1.0, 3.0, SAVE_LIMIT_S):
-                    try:
-                        return await self._saved(renewed)
-                    except StorageUnavailable:
-                        logger.critical("a refreshed token is not saved yet; retrying")
-                        await asyncio.sleep(pause_s)
-        self._held[renewed.key] = renewed
-        task = asyncio.ensure_future(self._save_later(renewed))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return renewed.new
+                current = await self._soon(renewed)
+        except TimeoutError:
+            self._held[renewed.key] = renewed
+            task = asyncio.ensure_future(self._save_later(renewed))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return renewed.new
+        if current is None:
+            await self._give_back(renewed)
+        return current
+
+    async def _soon(self, renewed: Renewed) -> Stored[Session] | None:
+        for pause_s in (0.1, 0.3, 1.0, 3.0):
+            try:
+                return await self._saved(renewed)
+            except _AWAY:
+                logger.critical("a refreshed token is not saved yet; retrying")
+                await asyncio.sleep(pause_s)
+        raise TimeoutError
 
     async def _saved(self, renewed: Renewed) -> Stored[Session] | None:
         key, scopes = renewed.key, tuple(renewed.session.scopes)
@@ -119,11 +129,14 @@ class Saving:
         if saved:
             account = renewed.session.account
             self._tell(Event.at(key, "refreshed", scopes=scopes, account=account))
-        elif current is None:
-            # Disconnected meanwhile: it does not come back, the new grant is returned.
-            handler, context = renewed.handler, renewed.context
-            await self._outbox.give_back(key, handler, scopes, context, spare=True)
         return current
+
+    async def _give_back(self, renewed: Renewed) -> None:
+        # Disconnected meanwhile: it does not come back, the new grant is returned. Not
+        # within the time that saving has: that would be over, and this begun twice.
+        key, scopes = renewed.key, renewed.session.scopes
+        handler, context = renewed.handler, renewed.context
+        await self._outbox.give_back(key, handler, scopes, context, spare=True)
 
     async def _save_later(self, renewed: Renewed) -> None:
         now = asyncio.get_running_loop().time
@@ -138,13 +151,15 @@ class Saving:
                     # So that nobody sends the refresh token that is still stored.
                     holder = renewed.lease.holder
                     await self._vault.lease(renewed.old, holder, LEASE)
-                    await self._saved(renewed)
-                except StorageUnavailable:
+                    current = await self._saved(renewed)
+                except _AWAY:
                     if last:
                         raise
                 else:
-                    return
-        except StorageError as error:
+                    break
+            if current is None:
+                await self._give_back(renewed)
+        except (StorageError, ConfigurationError) as error:
             logger.critical("a refreshed token is lost: %s", error)
         finally:
             del self._held[renewed.key]
@@ -154,7 +169,7 @@ class Saving:
     ) -> None:
         """End a lease, unless it is still needed."""
         if self.held(key, stored) is None:
-            with suppress(StorageUnavailable):  # it ends by itself
+            with suppress(*_AWAY):  # it ends by itself
                 await self._vault.free(stored, lease.holder)
 
 

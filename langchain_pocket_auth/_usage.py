@@ -148,14 +148,15 @@ class Usage:
         # Of a day that is over by that time: its last moment counts.
         last = (self._vault.now() - self._idle_ttl).date() - DAY
         while (day := self._bucket or last - LOOK_BACK) <= last and looked < limit:
-            found, self._after = await self._vault.page(
+            found, after = await self._vault.page(
                 Idle, _name(day), after=self._after, limit=limit
             )
             for pointer in found:
                 with suppress(CredentialUnreadable):  # nobody knows how old it is
                     ended += await self._ended(pointer, day, end)
             looked += len(found)
-            self._bucket = day if self._after else day + DAY
+            # Not before: after an outage in between they are looked at again.
+            self._bucket, self._after = (day, after) if after else (day + DAY, None)
         return ended
 
     async def _ended(

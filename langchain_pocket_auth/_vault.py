@@ -446,12 +446,13 @@ class Shelf:
 
     def keys(self, kind: type[_Entry]) -> list[SessionKey]:
         """Return the session keys of all entries of a kind."""
-        parts = [json.loads(name) for name in self._records]
-        return [
-            SessionKey(self._owner, provider, profile, connection)
-            for purpose, provider, profile, connection in parts
-            if purpose == kind.purpose
-        ]
+        found = []
+        for name in self._records:
+            with suppress(ValueError, TypeError):  # a row that is not ours
+                purpose, provider, profile, connection = json.loads(name)
+                if purpose == kind.purpose:
+                    found.append(SessionKey(self._owner, provider, profile, connection))
+        return found
 
 
 class Vault:
@@ -550,9 +551,10 @@ class Vault:
         return await self._backend.delete(key)
 
     async def clear(self, owner: Owner) -> None:
-        """Delete everything in an owner's own namespace."""
+        """Delete everything in an owner's own namespace but sessions: they end."""
         for name in await self._backend.list(owner.namespace):
-            await self._backend.delete((owner.namespace, name))
+            if not name.startswith(f'["{Session.purpose}"'):
+                await self._backend.delete((owner.namespace, name))
 
     async def entries(
         self, kind: type[E_], namespace: str

@@ -56,7 +56,7 @@ INHERITED = [
     "sqlalchemy.dialects.sqlite.aiosqlite",
 ]
 JOIN_S = 15.0
-START_S = 30.0
+PEOPLE_S = 120.0
 
 
 class Store(Protocol):
@@ -215,16 +215,19 @@ class Campaign:
             self.words.broken.append(f"{replica.name} ended with {code}")
         return True
 
-    def storm(self, seconds: float) -> None:
+    def people(self) -> dict[int, Replica]:
+        """Start all replicas, and wait until every owner has connected once."""
+        replicas = {slot: self.start(slot) for slot in range(self._how.processes)}
+        end = time.monotonic() + PEOPLE_S
+        while len(self.words.served) < len(self.owners) and time.monotonic() < end:
+            for slot, replica in replicas.items():
+                if self.ended(replica):
+                    replicas[slot] = self.start(slot)
+            time.sleep(0.02)
+        return replicas
+
+    def storm(self, replicas: dict[int, Replica], seconds: float) -> None:
         """Let everything go wrong for a while."""
-        slots = range(self._how.processes)
-        replicas = {slot: self.start(slot) for slot in slots}
-        begun = time.monotonic()
-        while not self.words.passed and time.monotonic() < begun + START_S:
-            time.sleep(0.02)  # the first one imports what the others inherit
-        begin, end = time.monotonic(), time.monotonic() + seconds
-        calm = begin + min(3.0, seconds / 5)  # until then points are learnt
-        deadly = dict.fromkeys(slots, calm)
         stop = threading.Event()
         makers = [
             threading.Thread(target=self._provider_trouble, args=(stop,)),
@@ -232,12 +235,16 @@ class Campaign:
         ]
         for maker in makers:
             maker.start()
-        next_clock = calm
+        for replica in replicas.values():
+            replica.order("storm")
+        now = time.monotonic()
+        end, next_clock, deadly = now + seconds, now, dict.fromkeys(replicas, now)
         while (now := time.monotonic()) < end:
             for slot, replica in replicas.items():
                 if self.ended(replica):
                     replicas[slot] = self.start(slot)
-                    deadly[slot] = now + self._rng.uniform(0.1, 1.0)
+                    replicas[slot].order("storm")
+                    deadly[slot] = now + self._rng.uniform(0.3, 1.5)
                 elif now > deadly[slot]:
                     # Dies at the first point that has killed less than others.
                     replica.order("spare", self._spared())
@@ -250,10 +257,10 @@ class Campaign:
         for maker in makers:
             maker.join()
         self._server.clear_faults()
-        for slot, replica in replicas.items():
+        for replica in replicas.values():
             replica.order("spare", None)
             replica.order("stop")
-            self._ahead[slot] = 0
+        self._ahead.clear()
         self._wait(list(replicas.values()))
 
     def _spared(self) -> frozenset[str]:
@@ -367,7 +374,7 @@ def run(kind: str, how: argparse.Namespace, *, grace_s: float) -> bool:
             server = Witness(access_token_ttl_s=2, reuse_grace_s=grace_s)
             stack.enter_context(server)
             campaign = Campaign(store, server, folder, how)
-            campaign.storm(how.seconds)
+            campaign.storm(campaign.people(), how.seconds)
             verdict = campaign.report(campaign.finish())
         print(f"\n{title}, {how.seconds:g} s, seed {how.seed}")
         for name, value in verdict.figures:

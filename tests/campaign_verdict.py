@@ -137,7 +137,9 @@ class Verdict:
                         for u in self._by_grant[id(grant)][-3:]
                     ]
                     self.faults.append(f"{owner} was asked again; before: {uses}")
+        left = [a for acts in self.words.acts.values() for *_, a in acts]
         self.tell("owners who consented", len(grants))
+        self.tell("disconnected by their owners", left.count("leaving"))
         self.tell("consents asked again", why.total())
         for cause, many in why.most_common():
             self.tell(f"  {cause}", many)
@@ -147,18 +149,18 @@ class Verdict:
 
     def _why_over(self, owner: str, grant: int, since: float, until: float) -> str:
         """Say why a grant was of no use any more when the next was given."""
+        acts = self.words.acts[owner]
+        if any(what == "leaving" and since <= at <= until for at, _, what in acts):
+            return "the person disconnected"
         uses = self._by_grant[grant]
-        codes = [use for use in uses if use.kind == "authorization_code"]
-        if not codes:
+        code = next((use for use in uses if use.kind == "authorization_code"), None)
+        if code is None:
             return self._why_undelivered(owner, since, until)
-        code = codes[0]
-        if not code.ok:
-            return f"exchange failed ({code.fault or self.words.fate(code)})"
         if (fate := self.words.fate(code)) != "saved":
-            lost = code.fault == "drop_after" or fate == "lost"
-            if lost or fate == "killed":
-                return f"exchange {'answer lost' if lost else 'killed before it was saved'}"
-            return UNEXPLAINED
+            if not code.ok:
+                return f"exchange failed ({code.fault or fate})"
+            why = self._trouble_of(code)
+            return why if why == UNEXPLAINED else f"exchange: answer {why}"
         for revoked in self.server.ended:
             if id(revoked.grant) == grant and revoked.at < until:
                 why = self._why_revoked(revoked)
@@ -178,17 +180,24 @@ class Verdict:
         return "the callback met a replica that died" if died else UNEXPLAINED
 
     def _lost(self) -> None:
-        first: dict[str, float] = {}
+        saved: dict[str, list[float]] = defaultdict(list)
         for use in self.server.uses:
             if use.grant and (at := self.words.saved_at.get(use.sender)):
-                first.setdefault(use.grant.username, at)
+                saved[use.grant.username].append(at)
         lost = [
             f"{owner} at {replica}"
             for at, replica, owner, state in self.words.asked
-            if state == "NO_SESSION" and at > first.get(owner, at) + LATE_S
+            if state == "NO_SESSION" and self._had(owner, saved[owner], at)
         ]
         self.tell("sessions lost", len(lost))
         self.blame("sessions lost", lost[:5])
+
+    def _had(self, owner: str, saved: list[float], until: float) -> bool:
+        """Whether there must have been a session: saved, and not disconnected."""
+        before = [at for at in saved if at < until - LATE_S]
+        left = [at for at, _, what in self.words.acts[owner] if what == "leaving"]
+        last = max(before, default=until)
+        return last < until and not any(last - LATE_S <= at <= until for at in left)
 
     def _handed_dead(self) -> None:
         dead = self.server.handed_dead

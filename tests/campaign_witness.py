@@ -192,7 +192,7 @@ class Words:
                 self.wrong.append(what[0])
             case "broken":
                 self.broken.append(f"{replica}: {what[0]}")
-            case "stuck" | "closed tab" | "delivering" | "delivered":
+            case "stuck" | "closed tab" | "delivering" | "delivered" | "leaving":
                 self.acts[what[0]].append((at, replica, kind))
                 self.pages.update([f"stuck: {what[1]}"] if kind == "stuck" else [])
                 self.pages.update(what[1] if kind == "delivered" else [])

@@ -56,6 +56,8 @@ TIMES = {
 IN_FLIGHT_S = 0.004
 """How long after a token request is sent it counts as under way."""
 FINAL_S = 60.0
+LEAVES = 0.03
+"""How often an owner disconnects after a visit, so that consents go on."""
 _request: ContextVar[int | None] = ContextVar("request", default=None)
 
 
@@ -85,7 +87,7 @@ class Link:
         self._connection, self._lock = connection, threading.Lock()
         self.passed: Counter[str] = Counter()
         self._spared: frozenset[str] | None = None
-        self.stopping = False
+        self.stopping = self.stormy = False
         self.clock = Clock(pytest.MonkeyPatch())
 
     def tell(self, kind: str, *what: Any) -> None:
@@ -100,6 +102,8 @@ class Link:
                 kind, value = self._connection.recv()
                 if kind == "stop":
                     self.stopping = True
+                elif kind == "storm":
+                    self.stormy = True
                 elif kind == "spare":
                     self._spared = value
                 elif kind == "ahead":
@@ -251,8 +255,18 @@ class Replica:
 
     async def _serve(self, rng: random.Random) -> None:
         while not self._link.stopping:
-            await self._visit(rng.choice(self._task.owners), rng)
+            owner = rng.choice(self._task.owners)
+            await self._visit(owner, rng)
+            if self._link.stormy and rng.random() < LEAVES:
+                await self._leave(owner)
             await asyncio.sleep(rng.uniform(0, 0.03))
+
+    async def _leave(self, owner: str) -> None:
+        self._link.tell("leaving", owner)
+        try:
+            await self._pocket.delete_session("acme", owner=owner)
+        except PocketAuthError as error:
+            self._link.tell("failed", owner, f"leaving {type(error).__name__}")
 
     async def _finish(self, owners: Iterator[str]) -> None:
         honest = random.Random(0)

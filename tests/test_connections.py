@@ -70,6 +70,9 @@ def bob() -> Browser:
     return Browser("bob")
 
 
+ME = Owner("user", "me")
+
+
 def signed_in(request: Request) -> str | None:
     """Say who is signed in, as an app with a session cookie would."""
     return request.cookies.get("user")
@@ -197,23 +200,23 @@ async def test_record_that_does_not_open_is_listed_and_can_be_disconnected(
 ) -> None:
     """It breaks neither the list nor the others."""
     path = tmp_path / "p.db"
-    pocket = make_pocket(f"sqlite:///{path}", keys=KEYS)
+    pocket = make_pocket(f"sqlite:///{path}", keys=KEYS, verify_user=lambda: ME)
     for name in ("acme", "zeta"):
-        await connect(pocket, alice, "read", provider=name)
+        await connect(pocket, alice, "read", provider=name, owner=ME)
     with sqlite3.connect(path) as database:
         database.execute(
             "UPDATE pocket_auth_records SET version = version + 1 "
             """WHERE name LIKE '["session", "acme"%'"""
         )
     database.close()
-    broken, fine = await pocket.connections()
+    broken, fine = await pocket.connections(ME)
     assert (broken.provider, broken.health) == ("acme", "unreadable")
     assert broken.reason
     assert fine.health == "ok"
     page = await deliver(f"{pocket.base_url}/connections")
     assert page.status_code == 200
     assert await pocket.disconnect(broken)
-    assert await pocket.connections() == [fine]
+    assert await pocket.connections(ME) == [fine]
 
 
 # ------------------------------------------------------------------- disconnecting
@@ -654,23 +657,23 @@ async def test_form_that_is_not_ours_is_refused(
 
 
 async def test_revoked_grant_is_reconnected_from_the_page(
-    pocket: PocketAuth,
+    make_pocket: Make,
     server: AuthorizationServer,
     alice: Browser,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same question, for all that was granted, and its answer makes it healthy."""
-    clock = Clock(monkeypatch)
-    await connect(pocket, alice, "read", "write", profile="work")
-    [before] = await pocket.connections()
+    clock, pocket = Clock(monkeypatch), make_pocket(verify_user=lambda: ME)
+    await connect(pocket, alice, "read", "write", profile="work", owner=ME)
+    [before] = await pocket.connections(ME)
     page = await asyncio.to_thread(seen, alice, pocket)
     assert "reconnect" not in Shown(page).text.lower()
     for grant in server._grants:
         grant.revoked = True
     clock.forward(server.access_token_ttl_s)
     with pytest.raises(AuthorizationRequired):
-        await token(pocket, "read", profile="work")
-    [broken] = await pocket.connections()
+        await token(pocket, "read", profile="work", owner=ME)
+    [broken] = await pocket.connections(ME)
     assert (broken.id, broken.health) == (before.id, "needs_reconnect")
     page = await asyncio.to_thread(seen, alice, pocket)
     links = set()
@@ -681,26 +684,27 @@ async def test_revoked_grant_is_reconnected_from_the_page(
     [url] = links
     assert "/connect/" in url
     assert outcome_of(await alice.avisit(url)) == "connected"
-    [after] = await pocket.connections()
+    [after] = await pocket.connections(ME)
     assert (after.id, after.health) == (before.id, "ok")
     assert after.scopes == ("read", "write")
     assert after.connected_at == before.connected_at
-    assert await state(pocket, "read", "write", profile="work") == "SKIP_AUTH"
+    assert await state(pocket, "read", "write", profile="work", owner=ME) == "SKIP_AUTH"
 
 
 async def test_connection_that_runs_out_is_reconnected_before_it_does(
-    pocket: PocketAuth, server: AuthorizationServer, alice: Browser
+    make_pocket: Make, server: AuthorizationServer, alice: Browser
 ) -> None:
     """Although it works still, and goes on working until the new one is there."""
+    pocket = make_pocket(verify_user=lambda: ME)
     server.fault("mutate", drop=["refresh_token"])
-    first = await connect(pocket, alice, "read")
+    first = await connect(pocket, alice, "read", owner=ME)
     page = await asyncio.to_thread(seen, alice, pocket)
     answer = await asyncio.to_thread(press, alice, page, "reconnect")
-    assert (await token(pocket, "read")).access_token == first.access_token
+    assert (await token(pocket, "read", owner=ME)).access_token == first.access_token
     assert outcome_of(await alice.avisit(answer.headers["location"])) == "connected"
-    [after] = await pocket.connections()
+    [after] = await pocket.connections(ME)
     assert after.health == "ok"
-    assert (await token(pocket, "read")).access_token != first.access_token
+    assert (await token(pocket, "read", owner=ME)).access_token != first.access_token
 
 
 async def test_what_others_named_is_shown_as_text(
@@ -708,9 +712,9 @@ async def test_what_others_named_is_shown_as_text(
 ) -> None:
     """Account, owner, profile and app cannot add an element or leave an attribute."""
     server.id_token_claims = {"email": MARKUP}
-    pocket = make_pocket(owner=MARKUP, app_name=MARKUP)
+    pocket = make_pocket(verify_user=lambda: MARKUP, app_name=MARKUP)
     await connect(pocket, alice, *SIGNED, owner=MARKUP, profile=MARKUP)
-    [found] = await pocket.connections()
+    [found] = await pocket.connections(MARKUP)
     assert found.account == MARKUP
     assert "<script" not in found._repr_html_()
     page = await asyncio.to_thread(seen, alice, pocket)
@@ -725,15 +729,13 @@ async def test_what_others_named_is_shown_as_text(
     assert "unsafe" not in policy
 
 
-async def test_page_is_for_the_one_person_of_the_machine_or_not_there(
+async def test_page_is_there_where_it_is_known_who_comes(
     make_pocket: Make, alice: Browser
 ) -> None:
-    """Whoever it is; where only a run could tell, or nobody signs in, there is none."""
-    for settings, status in [
-        ({}, 200),
-        ({"owner": "ann"}, 200),
-        ({"owner": lambda _: "ann"}, 404),
-        ({"confirm": "code", "owner": "ann"}, 404),
+    """A port of 127.0.0.1 is every user's of a machine: without a check there is none."""
+    others = [{}, {"owner": "ann"}, {"confirm": "code", "owner": "ann"}]
+    for settings, status in [({"verify_user": lambda: ME}, 200)] + [
+        (each, 404) for each in others
     ]:
         pocket = make_pocket(**settings)
         await pocket.serve()
@@ -744,7 +746,7 @@ async def test_page_is_for_the_one_person_of_the_machine_or_not_there(
             status,
             303 if status == 200 else 404,
         ]
-    ann = make_pocket(owner="ann")
+    ann = make_pocket(verify_user=lambda: "ann")
     await connect(ann, alice, "read", owner="ann")
     page = await asyncio.to_thread(seen, alice, ann)
     assert "For ann" in Shown(page).text
@@ -755,15 +757,16 @@ async def test_page_is_for_the_one_person_of_the_machine_or_not_there(
         assert (await deliver(url, method=method)).status_code == 405
     ahead = {"Sec-Purpose": "prefetch"}
     assert (await deliver(url, headers=ahead)).status_code == 204
-    assert await ann.connections()
+    assert await ann.connections("ann")
 
 
 async def test_page_is_complete_without_scripts_and_for_screen_readers(
-    pocket: PocketAuth, alice: Browser
+    make_pocket: Make, alice: Browser
 ) -> None:
     """A list with headings; every button says what it does, to which account."""
+    pocket = make_pocket(verify_user=lambda: ME)
     for profile in ("default", "work"):
-        await connect(pocket, alice, "read", profile=profile)
+        await connect(pocket, alice, "read", profile=profile, owner=ME)
     page = await asyncio.to_thread(seen, alice, pocket)
     shown = Shown(page)
     kinds = [tag for tag, _ in shown.elements]

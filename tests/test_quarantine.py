@@ -25,7 +25,6 @@ from langchain_pocket_auth import (
     Client,
     ConfigurationError,
     Event,
-    FutureStore,
     Owner,
     OwnerUnknown,
     PocketAuth,
@@ -319,22 +318,6 @@ async def test_word_of_another_user_gives_the_grant_back(
         await signed_in.vouch(url, at("alice"))
     assert (await signed_in.agreed(url, alice, at("alice"))).outcome == "connected"
     assert given_back(server) == 1
-
-
-async def test_answer_that_the_app_brings_itself_has_to_be_vouched_for(
-    signed_in: Site, alice: Browser
-) -> None:
-    """`resolve_future` outside of a route shows nothing of who agreed."""
-    url = await link(signed_in.pocket, **WHOSE)
-    callback = await answer_url(alice, await signed_in.begin(url, at("alice")))
-    found = callback_of(callback, URL)
-    await asyncio.to_thread(
-        FutureStore.resolve_future, found["uid"], found["parameters"]["code"]
-    )
-    assert await state(signed_in.pocket, **WHOSE) == "RESOLVED"
-    with pytest.raises(Exception, match="not connected"):
-        await token(signed_in.pocket, **WHOSE)
-    assert (await signed_in.vouch(url, at("alice"))).outcome == "connected"
 
 
 async def test_ways_that_show_nobody_are_off_in_public(

@@ -641,7 +641,7 @@ async def test_replica_is_refused(own_server: Redis) -> None:
         with own_server.client() as client:
             client.replicaof("127.0.0.1", free_port())
             before = client.info("stats")["total_connections_received"]
-            with pytest.raises(ConfigurationError, match="name the primary"):
+            with pytest.raises(StorageUnavailable, match="name the primary"):
                 await store.put(KEY, b"a", version=1, expected=None)
             assert await store.get(KEY) is None
             # By a new connection: after a failover the name leads to the primary.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from fastapi import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from .._connections import Connection, ConnectionHealth, connection_id
-from .._errors import OwnerUnknown, PocketAuthError
+from .._errors import PocketAuthError
 from .._models import Owner
 from .._service import Service
 from ._forms import FormDesk
@@ -39,7 +38,6 @@ class ConnectionsDesk(FormDesk):
 
     def __init__(self, service: Service, app_name: str | None) -> None:
         super().__init__(service, app_name)
-        self._owners = service.owners
         self._here = f"{service.base_url}/connections"
 
     async def connections(self, request: Request) -> Response:
@@ -85,16 +83,18 @@ class ConnectionsDesk(FormDesk):
         return _on_to(self._here)
 
     async def _who(self, request: Request) -> Owner | Response:
-        """Return whose page it is; where nobody can be known, there is none."""
-        if self._site.verify_user is not None:
-            visitor = await self.visitor(request)
-            if isinstance(visitor, Response):
-                return visitor
-            return visitor.person or refusal("sign_in")
-        with suppress(OwnerUnknown):
-            if not self._site.asks_who:
-                return self._owners.outside_runs(None)
-        return refusal("unknown")
+        """
+        Return whose page it is; where nobody can be known, there is none.
+
+        On this machine, too: its address holds no secret, as that of a link does, and
+        a port of 127.0.0.1 is open to all who have an account there.
+        """
+        if self._site.verify_user is None:
+            return refusal("unknown")
+        visitor = await self.visitor(request)
+        if isinstance(visitor, Response):
+            return visitor
+        return visitor.person or refusal("sign_in")
 
 
 def _on_to(url: str) -> Response:

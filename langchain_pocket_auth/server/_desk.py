@@ -29,7 +29,7 @@ from .._site import Visitor
 from .._vault import Attempt, Future, Stored, entry_key
 from ._limits import Counter, Limits, address_of
 from ._pages import SECURITY_HEADERS, Outcome, page
-from ._refusals import not_allowed, prefetched, refusal, too_many
+from ._refusals import embedded, not_allowed, prefetched, refusal, too_many
 from ._requests import body_of, origin_of, parsed, query_of
 from ._visitors import Visitors
 
@@ -62,6 +62,10 @@ class Desk:
         """Return *answer* for addresses that have not been refused too often."""
 
         async def within_limits(request: Request) -> Response:
+            if embedded(request):
+                # Not counted: another site would have its readers locked out.
+                request.scope["query_string"] = b""
+                return refusal("mismatch")
             address = address_of(request)
             if address is None:
                 return await answer(request)

@@ -51,6 +51,13 @@ def not_allowed(methods: str) -> Response:
     return Response(status_code=405, headers=headers)
 
 
+def embedded(request: Request) -> bool:
+    """Whether another site's page asks, as for an image or a frame, and no person."""
+    site = request.headers.get("sec-fetch-site", "none")
+    place = request.headers.get("sec-fetch-dest", "document")
+    return site in {"cross-site", "same-site"} and place != "document"
+
+
 def prefetched(request: Request) -> Response | None:
     """Answer a browser that only loads ahead."""
     purposes = (request.headers.get(name, "") for name in ("sec-purpose", "purpose"))

@@ -72,7 +72,9 @@ class Visitors:
         if not self._site.public:
             return None
         for name in (COOKIE, POSTED_COOKIE):
-            if _WELL_FORMED.fullmatch(value := request.cookies.get(name, "")):
+            found = _sent(request.scope, name)
+            # Several are no browser's, which keeps one of that name.
+            if len(found) == 1 and _WELL_FORMED.fullmatch(value := found.pop()):
                 return value
         return None
 
@@ -125,6 +127,22 @@ class Visitors:
         if self._asking is None or self._asking[0] is not app:
             self._asking = (app, _asking_router(app, verify_user))
         return self._asking[1]
+
+
+def _sent(scope: Scope, cookie: str) -> set[str]:
+    """
+    Return the values of a cookie, whose name is compared byte by byte.
+
+    Starlette strips what is blank in Latin-1: with byte A0 before it, a neighbouring
+    host sets a name whose prefix browsers do not see, so they guard it by nothing.
+    """
+    pairs = (
+        pair.strip(b" ").partition(b"=")
+        for header, line in scope["headers"]
+        if header == b"cookie"
+        for pair in line.split(b";")
+    )
+    return {value.decode("latin-1") for n, _, value in pairs if n == cookie.encode()}
 
 
 async def _nothing() -> Message:

@@ -145,7 +145,8 @@ class PostgresPool:
         async with engine.connect() as connection:
             try:
                 psycopg_connection = await _driver(connection)
-                cursor = await psycopg_connection.execute(text, parameters, binary=True)
+                asked = psycopg_connection.execute(text, parameters, binary=True)
+                cursor = await _at_once(psycopg_connection, asked)
                 rows: Sequence[Any] = await cursor.fetchall()
             except BaseException:
                 # Whatever went wrong: others get a new one.
@@ -181,6 +182,23 @@ def _text(statement: ClauseElement) -> str:
 
 async def _driver(connection: AsyncConnection) -> Any:
     return (await connection.get_raw_connection()).driver_connection
+
+
+async def _at_once(connection: Any, work: Awaitable[T_]) -> T_:
+    """
+    Do *work*; end it at once when the caller is cancelled.
+
+    psycopg would ask the server to stop, and wait for it: 10 s more, and before 3.3
+    without an end.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        connection.pgconn.finish()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _refuse_ended(connection: Any, *_: object) -> None:

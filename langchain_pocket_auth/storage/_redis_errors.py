@@ -34,7 +34,6 @@ _TO_CONFIGURE: _Said = (
             "INFO and, in a cluster, CLUSTER and COMMAND, for keys with our prefix"
         ),
     ),
-    (r"READONLY|ReadOnly", "this Redis is a replica: name the primary"),
     (
         r"MovedError|AskError|MOVED|SELECT is not allowed in cluster",
         (
@@ -63,6 +62,8 @@ _TO_CONFIGURE: _Said = (
     ),
 )
 _OUTAGES: _Said = (
+    # So it is for a while after a failover, until the name leads to the other.
+    (r"READONLY|ReadOnly", "it is a replica; name the primary"),
     (r"OutOfMemory|\bOOM\b", "its memory is full (maxmemory)"),
     (r"BusyLoading|LOADING", "it is still reading its data"),
     (r"MISCONF", "it cannot save to its disk"),
