@@ -189,7 +189,7 @@ def _date(headers: httpx.Headers) -> datetime | None:
     try:
         # Aware, whatever zone it names.
         return parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

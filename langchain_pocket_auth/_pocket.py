@@ -74,7 +74,9 @@ class PocketAuth(Sessions):
         confirm: `"code"`, where nobody signs in (a chat, a terminal): whoever
             consented sees a code and gives it back in the chat.
         account_matcher: Called with the owner and the new context, whose `account`
-            the provider told; `False` gives the grant back.
+            the provider told; `False` gives the grant back, and so does an exception
+            or no answer for 10 s. A coroutine function runs on the library's loop,
+            any other in a thread.
         interactive: `False`: never ask; what needs consent fails at once. One run
             says otherwise with `configurable["pocket_auth_interactive"]`.
         keys: `"id:key,..."`, the first seals; the `Path` of a key file; or a function,

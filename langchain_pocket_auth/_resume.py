@@ -14,6 +14,8 @@ from ._cards import Card
 from ._models import Outcome
 
 PAYLOAD_TYPE = "pocket_auth"
+_TEXTS = ("key", "url", "message", "provider", "handler", "profile", "state", "reason")
+_LISTS = ("scopes", "missing_scopes", "tools", "tool_call_ids")
 DECLINES = frozenset({"decline", "cancel"})
 
 
@@ -156,7 +158,7 @@ def codes(answers: Iterable[Any]) -> dict[str, str]:
             found.pop(key, None)
             content = response.get("content") if isinstance(response, Mapping) else None
             code = content.get("code") if isinstance(content, Mapping) else None
-            if isinstance(code, str) and response.get("action") not in DECLINES:
+            if isinstance(code, str) and key not in declined_keys([answer]):
                 found[key] = code
     return found
 
@@ -253,7 +255,25 @@ def _codes_given(
 def _requests(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, Mapping) or value.get("type") != PAYLOAD_TYPE:
         return []
-    return [dict(request) for request in value.get("requests", ())]
+    requests = value.get("requests")
+    if not isinstance(requests, (list, tuple)):
+        return []
+    return [dict(request) for request in requests if _is_whole(request)]
+
+
+def _is_whole(request: Any) -> bool:
+    """Whether a request is as we wrote it; a client may have sent it back otherwise."""
+    if not isinstance(request, Mapping):
+        return False
+    try:
+        datetime.fromisoformat(request.get("expires_at"))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    lists = [request.get(name) for name in _LISTS]
+    return all(isinstance(request.get(name), str) for name in _TEXTS) and all(
+        isinstance(listed, (list, tuple)) and all(isinstance(t, str) for t in listed)
+        for listed in lists
+    )
 
 
 def _interrupts(source: Any) -> list[tuple[str, Any]]:
@@ -273,7 +293,8 @@ def _interrupts_of(source: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if source.get("type") == PAYLOAD_TYPE:
         return [("", source)]
     if "value" in source and ("id" in source or "interrupt_id" in source):
-        return [(source.get("id") or source["interrupt_id"], source["value"])]
+        named = source.get("id") or source.get("interrupt_id")
+        return [(named if isinstance(named, str) else "", source["value"])]
     if "__interrupt__" in source or "messages" in source:
         # A state: its other fields are the app's, whatever they are called.
         keys: tuple[str, ...] = ("__interrupt__",)
@@ -321,7 +342,7 @@ def _pending(
         profile=request["profile"],
         state=request["state"],
         reason=request["reason"],
-        account=request["account"],
+        account=request.get("account"),
         scopes=union("scopes"),
         missing_scopes=union("missing_scopes"),
         tools=union("tools"),

@@ -285,7 +285,7 @@ def _annotations(tool: BaseTool) -> dict[str, Any]:
             target = target.func
         try:
             hints = typing.get_type_hints(target, include_extras=True)
-        except (NameError, TypeError):  # names known to the type checker only
+        except Exception:  # noqa: BLE001 - names known to the type checker only
             hints = dict(getattr(target, "__annotations__", {}))
         hints.pop("return", None)
         found |= hints

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -234,7 +234,7 @@ class Pointer(_Entry):
     purpose = "ticket"
     passing = True
 
-    owner: tuple[str, str]
+    owner: tuple[Literal["user", "thread", "app"], Annotated[str, Field(min_length=1)]]
     provider: str
     profile: str
     connection: str
@@ -252,7 +252,7 @@ class Pointer(_Entry):
     def session_key(self) -> SessionKey:
         """Return the place of the session that is asked for."""
         kind, owner_id = self.owner
-        owner = Owner(kind, owner_id)  # type: ignore[arg-type]
+        owner = Owner(kind, owner_id)
         return SessionKey(owner, self.provider, self.profile, self.connection)
 
 

@@ -80,6 +80,20 @@ class Task:
     """Whether it visits every owner once and ends."""
 
 
+class _WrongClock(Clock):
+    """The clock of one replica; the store's stays right."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        with contextlib.suppress(ImportError):
+            from langchain_pocket_auth._clock import StoreClock
+
+            ask = StoreClock.ask
+            super().__init__(patch)
+            patch.setattr(StoreClock, "ask", ask)
+            return
+        super().__init__(patch)
+
+
 class Link:
     """The connection to the supervisor: what happens here, what is to be done."""
 
@@ -88,7 +102,7 @@ class Link:
         self.passed: Counter[str] = Counter()
         self._spared: frozenset[str] | None = None
         self.stopping = self.stormy = False
-        self.clock = Clock(pytest.MonkeyPatch())
+        self.clock = _WrongClock(pytest.MonkeyPatch())
 
     def tell(self, kind: str, *what: Any) -> None:
         """Say that something happened; the supervisor has it even if we die next."""
@@ -234,7 +248,9 @@ class Replica:
     async def run(self) -> None:
         """Serve until told to stop, or each owner once."""
         rng = random.Random(f"{self._task.seed} {self._task.name}")
-        names = [f"{self._task.seed} {n}" for n in range(self._task.tasks)]
+        names = [
+            f"{self._task.seed} {self._task.name} {n}" for n in range(self._task.tasks)
+        ]
         async with asyncio.TaskGroup() as group:
             ticker = group.create_task(self._report())
             if self._task.final:

@@ -354,7 +354,8 @@ async def test_call_ends_in_time_though_the_server_hangs(
         await store.get(KEY)
         monkeypatch.setattr(_postgres, "CALL_TIMEOUT_S", 0.3)
         main = server.process.pid
-        children = Path(f"/proc/{main}/task/{main}/children").read_text()
+        path = Path(f"/proc/{main}/task/{main}/children")
+        children = await asyncio.to_thread(path.read_text)
         processes = [main, *map(int, children.split())]
         try:
             for process in processes:

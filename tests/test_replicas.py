@@ -21,7 +21,7 @@ from support import BOUND_S, KEYS
 from langchain_pocket_auth.testing import AuthorizationServer, Browser
 from langchain_pocket_auth.testing._outside import outside
 
-FLOWS = 24
+FLOWS = 12
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 

@@ -103,7 +103,7 @@ def test_no_request_breaks_the_server_or_is_echoed(
     with outside(), httpx.Client(base_url=pocket.base_url, timeout=BOUND_S) as http:
 
         @settings(
-            max_examples=250,
+            max_examples=120,
             deadline=None,
             derandomize=True,
             database=None,

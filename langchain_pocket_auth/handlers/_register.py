@@ -95,7 +95,8 @@ async def register(
     status, content = answer.status, answer.json()
     if 400 <= status < 500 and status not in TRANSIENT_STATUS:  # noqa: PLR2004
         code = content.get("error") if isinstance(content, dict) else None
-        code = code if code in _REFUSALS else "refused"
+        known = isinstance(code, str) and code in _REFUSALS
+        code = code if known else "refused"
         raise _by_hand(provider, f"does not register this app ({code}, {status})")
     if status not in {200, 201} or not isinstance(content, dict):
         raise ProviderUnavailable(

@@ -47,9 +47,13 @@ class LinkDesk(Desk):
         if reason := self._stranger(key.owner, visitor):
             return refusal(reason, visitor=visitor)
         future, label = stored.entry, self._label(key.provider)
+        # Declined in one tab, agreed to in another: what waits there comes first.
+        held = None
+        if future.status != "done":
+            held = await self._held(future, label, visitor)
         if future.status != "pending":
-            return _ended(future, label)
-        return await self._held(future, label, visitor) or page(
+            return held or _ended(future, label)
+        return held or page(
             Outcome.PENDING,
             status=200,
             provider=label,

@@ -146,7 +146,7 @@ async def _set_up(driver: Any) -> None:
 def _path_of(url: str) -> Path:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for what is no port
         parsed = URL.create("unreadable")
     if parsed.drivername not in {"sqlite", "sqlite+aiosqlite"}:
         raise ConfigurationError(
