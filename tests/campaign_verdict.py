@@ -71,14 +71,11 @@ class Verdict:
                 again[self._trouble_of(one)] += 1
         early: Counter[str] = Counter()
         for use in made:
-            if use.spent not in self.server.born:
-                continue
-            born, giver = self.server.born[use.spent]
-            ttl = self.server.access_token_ttl_s
-            if (
-                use.at - born < ADVISORY * ttl - SLACK_S
-                and use is self._ok[use.spent][0]
-            ):
+            giver, first = self.server.born[use.spent], self._ok[use.spent][0]
+            # Counted from when it was asked for, as its end is.
+            age_s = use.at - giver.at
+            early_s = ADVISORY * self.server.access_token_ttl_s - SLACK_S
+            if age_s < early_s and use is first:
                 skewed = self.words.ahead_at(use) or self.words.ahead_at(giver)
                 early["a clock was wrong" if skewed else UNEXPLAINED] += 1
         expiries = len(self._ok)
@@ -205,7 +202,13 @@ class Verdict:
         self.tell(
             "tokens handed out that were over", f"{len(dead)}, by {worst:.1f} s at most"
         )
-        self.blame("tokens handed out that were over", len(dead))
+        long = sum(late > self.server.access_token_ttl_s for *_, late in dead)
+        self.blame("tokens handed out long after they were over", long)
+        for replica, owner, late in sorted(dead, key=lambda each: -each[2])[:5]:
+            if late > self.server.access_token_ttl_s:
+                self.faults.append(f"{owner}'s at {replica}, {late:.1f} s over")
+        twice = sum(times > 1 for times in self.server.dead.values())
+        self.tell("  sent again after a 401", twice)
 
     def points(self) -> Iterator[tuple[str, int, int]]:
         """Return all named points, how often passed and how often deadly."""

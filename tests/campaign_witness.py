@@ -55,8 +55,8 @@ class Witness(AuthorizationServer):
 
     uses: list[Use] = field(default_factory=list, init=False)
     ended: list[Revoked] = field(default_factory=list, init=False)
-    born: dict[str, tuple[float, Use]] = field(default_factory=dict, init=False)
-    """By refresh token: when it was given, and by which request."""
+    born: dict[str, Use] = field(default_factory=dict, init=False)
+    """By refresh token: the request that gave it."""
     states: set[str] = field(default_factory=set, init=False)
     wrong_owner: list[str] = field(default_factory=list, init=False)
     handed_dead: list[tuple[str, str, float]] = field(default_factory=list, init=False)
@@ -106,7 +106,7 @@ class Witness(AuthorizationServer):
         if kind == "refresh_token":
             use.gave = value
             with self._lock:
-                self.born[value] = (time.monotonic(), use)
+                self.born[value] = use
 
     def _revoke(self, grant: Grant) -> bool:
         fresh = super()._revoke(grant)
