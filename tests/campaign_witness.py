@@ -16,6 +16,8 @@ from langchain_pocket_auth.testing import AuthorizationServer
 from langchain_pocket_auth.testing._ledger import Grant, Token, TokenKind
 from langchain_pocket_auth.testing._needles import Needles
 
+SETTING_S = 0.3
+"""How long setting a clock takes, from the supervisor's order on."""
 ADVISORY = 0.5
 """The share of its life before which nobody may renew a token."""
 _WORDS = re.compile(rb"[A-Za-z0-9_-]{24,}")
@@ -147,7 +149,8 @@ class Words:
 
     fates: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By request: sent, answered, lost, dropped, saved, superseded."""
-    saved_at: dict[str, float] = field(default_factory=dict)
+    told_at: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By request and what became of it: when."""
     died: dict[str, float] = field(default_factory=dict)
     """By replica that was killed: when."""
     killed_at: Counter[str] = field(default_factory=Counter)
@@ -168,15 +171,12 @@ class Words:
     )
     """By replica: from when on its clock was how many seconds ahead."""
 
-    def hear(  # noqa: C901 - one line for each of their words
-        self, replica: str, kind: str, at: float, *what: Any
-    ) -> None:
+    def hear(self, replica: str, kind: str, at: float, *what: Any) -> None:
         """Take down what a replica told."""
         match kind:
             case "sent" | "answered" | "lost" | "dropped" | "saved" | "superseded":
                 self.fates[f"{replica}#{what[0]}"].add(kind)
-                if kind == "saved":
-                    self.saved_at[f"{replica}#{what[0]}"] = at
+                self.told_at[f"{replica}#{what[0]}", kind] = at
             case "killed":
                 self.killed_at[what[0]] += 1
                 self.died[replica] = at
@@ -206,10 +206,14 @@ class Words:
                 return word
         return "killed" if replica in self.died else "unknown"
 
-    def ahead_at(self, use: Use) -> float:
-        """Return by how much the clock of a request's sender was wrong."""
+    def sent_at(self, use: Use) -> float:
+        """Return when a replica began to send a request."""
+        return self.told_at.get((use.sender, "sent"), use.at)
+
+    def moved(self, use: Use) -> bool:
+        """Whether the clock of a request's sender was set while it was made."""
         moves = self.ahead.get(use.sender.partition(".")[0], [])
-        return next((s for since, s in reversed(moves) if since <= use.at), 0.0)
+        return any(abs(at - self.sent_at(use)) < SETTING_S for at, _ in moves)
 
 
 def leaks(secrets: list[str], places: Iterable[Path | bytes]) -> Iterator[str]:
